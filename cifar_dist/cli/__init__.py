@@ -1,0 +1,1 @@
+"""The commands: parse, hand over, and turn what happened into an exit status."""

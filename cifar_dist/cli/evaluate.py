@@ -1,0 +1,112 @@
+"""`eval.py`: evaluate a run or a weights file, print a table, write JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cifar_dist import distributed
+from cifar_dist.augment import Normalize
+from cifar_dist.checkpoint import write_atomically
+from cifar_dist.cli.exits import FINISHED, guarded
+from cifar_dist.config import TrainConfig, option
+from cifar_dist.console import Console
+from cifar_dist.data import check_data_name, load_dataset, make_splits
+from cifar_dist.engine import evaluate
+from cifar_dist.errors import UserError
+from cifar_dist.options import OneLineParser, add_flags
+from cifar_dist.state import WEIGHTS_FILE
+from cifar_dist.weights import load_weights
+
+SHARED = (
+    "data_dir",
+    "limit_eval",
+    "mixed_precision",
+    "device",
+    "threads",
+)  # options that mean what they mean to train.py
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `eval.py` that `train.py` doesn't have, or has with another default."""
+
+    checkpoint: str = option(
+        "", "a run folder, one of its checkpoints/step_*, or a weights file (default: none, required)"
+    )
+    split: Literal["test", "val"] = option("test", "which images")
+    data: str = option("", "cifar10, synthetic, auto or a folder (default: what the weights were trained on)")
+    output: str = option("", "where to write the JSON (default: beside the weights, eval-SPLIT.json)")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with these arguments; returns its exit status."""
+    return guarded(lambda: _evaluate(argv))
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    parser = OneLineParser(
+        prog="eval.py",
+        description="Evaluate a run or a weights file exactly, on any number of processes.",
+        allow_abbrev=False,
+    )
+    add_flags(parser, EvalOptions)
+    add_flags(parser, TrainConfig, SHARED)
+    given = parser.parse(argv)
+    options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
+    path = weights_path(options.checkpoint)
+    if options.data:
+        check_data_name(options.data)
+    # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
+    shared = {name: given[name] for name in SHARED if name in given}
+    config = TrainConfig(epochs=1, **shared)
+
+    accelerator = distributed.start(config)
+    console = Console(speaks=accelerator.is_main_process)
+    model, about = distributed.on_all(lambda: load_weights(path))
+    name = options.data or about["data"]
+    dataset = distributed.on_all(lambda: load_dataset(name, Path(config.data_dir)))
+    distributed.check_equal(dataset.fingerprint, "the data")
+    if dataset.classes != tuple(about["classes"]):
+        raise UserError(
+            f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
+        )
+    settings = {key: about[key] for key in ("val_fraction", "split_seed")}
+    splits = make_splits(dataset, TrainConfig(epochs=1, **shared, **settings), accelerator.device)
+    split = splits.test if options.split == "test" else splits.val
+    if split is None:
+        raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
+    console.synthetic_note(dataset)
+    if dataset.fingerprint != about["fingerprint"]:
+        console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
+
+    normalize = Normalize(about["mean"], about["std"], accelerator.device)
+    result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator)
+    console.result_table(result, dataset.classes, f"{about['model']}, {options.split} images of {dataset.name}")
+    console.say(f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.num_images:,} images")
+    record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}
+    record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
+    record |= result.to_dict(dataset.classes) | {"confusion_matrix": result.confusion.tolist()}
+    output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
+    distributed.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
+    console.say(f"written to {output}")
+    return FINISHED
+
+
+def weights_path(checkpoint: str) -> Path:
+    """Return the weights file that `--checkpoint` means; raises `UserError` where there is none."""
+    if not checkpoint:
+        raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
+    path = Path(checkpoint)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{checkpoint} holds no {WEIGHTS_FILE}: its run has not validated yet; use one of its checkpoints/step_*"
+            )
+    if not path.is_file():
+        raise UserError(
+            f"--checkpoint {checkpoint} does not exist; give a run folder, one of its checkpoints/step_*, or a weights file"
+        )
+    return path

@@ -1,0 +1,39 @@
+"""Exit statuses, and the one place where exceptions become lines and statuses."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from cifar_dist import distributed
+from cifar_dist.checkpoint import BrokenCheckpoint
+from cifar_dist.engine import Diverged
+from cifar_dist.errors import UserError
+
+FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run `command` and return its status; errors become one line, on rank 0 only, unless they are bugs."""
+    try:
+        return command()
+    except UserError as error:
+        return _leave(WRONG_INPUT, f"error: {error}")
+    except Diverged as error:
+        return _leave(FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1")
+    except (BrokenCheckpoint, OSError) as error:
+        return _leave(FAILED, f"failed: {error}; what was saved before is kept, and the same command goes on from it")
+    except KeyboardInterrupt:
+        return _leave(130, "interrupted before training began; nothing to save")
+    except Exception:
+        sys.stderr.write(f"[rank {distributed.env_int('RANK', 0)}] {traceback.format_exc()}")
+        return FAILED
+    finally:
+        with suppress(Exception):  # after a failure the group may be broken, and leaving matters more
+            distributed.stop()
+
+
+def _leave(status: int, message: str) -> int:
+    if distributed.is_speaker():
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return status

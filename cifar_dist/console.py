@@ -1,0 +1,123 @@
+"""What a run says: configuration, live progress, validation lines, the final table. Every rank but 0 is silent."""
+
+import shutil
+import time
+from dataclasses import fields
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from cifar_dist.config import TrainConfig, flag
+from cifar_dist.data.dataset import Dataset, Splits
+from cifar_dist.metrics import EvalResult
+from cifar_dist.sampling import BatchPlan
+
+REFRESH_S = 0.25
+
+
+class Console:
+    """A run's voice. On a terminal a live bar, elsewhere one plain line per interval."""
+
+    def __init__(self, speaks: bool) -> None:
+        self.rich = RichConsole(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.live = self.rich.is_terminal and speaks
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._shown = 0.0
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.rich.print(escape(text), style=style)
+
+    def warn(self, text: str) -> None:
+        self.say(text, "bold yellow")
+
+    def configuration(self, config: TrainConfig, given: set[str]) -> None:
+        """Print every option with its value; those from the command line are marked."""
+        table = Table.grid(padding=(0, 2))
+        cells = []
+        for f in fields(TrainConfig):
+            value = getattr(config, f.name)
+            shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value).replace("None", "-")
+            mark = "bold cyan" if f.name in given else ""
+            cells.append((f"[dim]{flag(f.name)[2:]}[/]", f"[{mark}]{escape(shown)}[/]" if mark else escape(shown)))
+        columns = 3 if self.live and shutil.get_terminal_size().columns >= 100 else 2
+        rows = -(-len(cells) // columns)
+        for row in range(rows):
+            table.add_row(*(cell for pair in cells[row::rows] for cell in pair))
+        self.rich.print(f"[bold]{config.model}[/] with recipe [bold]{config.recipe}[/]")
+        self.rich.print(table)
+
+    def plan(self, plan: BatchPlan, dataset: Dataset, splits: Splits, where: str, num_parameters: int) -> None:
+        """Print what is trained on, the batch arithmetic and the length of the run."""
+        val = f"{len(splits.val):,} validation" if splits.val else "no validation"
+        self.say(
+            f"data         {dataset.name}: {len(splits.train):,} train, {val}, {len(splits.test):,} test, {len(dataset.classes)} classes"
+        )
+        self.say(f"model        {num_parameters:,} parameters on {where}")
+        self.say(f"global batch {plan.arithmetic()}")
+        self.say(
+            f"length       {plan.total_steps:,} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs of {plan.steps_per_epoch:,}"
+        )
+
+    def synthetic_note(self, dataset: Dataset) -> None:
+        if dataset.note:
+            self.warn(dataset.note)
+        if dataset.synthetic:
+            self.warn(
+                "*** SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number of this run says anything about CIFAR-10. ***"
+            )
+
+    def start_progress(self, total_steps: int, step: int) -> None:
+        if self.live:
+            columns = ("{task.description}", BarColumn(None), "{task.completed}/{task.total}", "{task.fields[numbers]}")
+            parts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+            self._progress = Progress(*parts, console=self.rich, expand=True, refresh_per_second=4)
+            self._task = self._progress.add_task("train", total=total_steps, completed=step, numbers="")
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar, at most every `REFRESH_S` seconds."""
+        if self._progress and (now := time.monotonic()) - self._shown >= REFRESH_S:
+            self._shown = now
+            self._progress.update(self._task, completed=step)
+
+    def train_line(self, line: dict[str, Any], total_steps: int, left_s: float) -> None:
+        numbers = (
+            f"loss {line['loss']:.4f}  accuracy {line['accuracy']:6.2%}  lr {line['lr']:.4g}  "
+            f"{line['images_per_second']:,.0f} images/s  left {clock(left_s)}"
+        )
+        if self._progress:
+            self._progress.update(self._task, completed=line["step"], numbers=numbers)
+        else:
+            self.say(f"step {line['step']:>6}/{total_steps}  epoch {line['epoch']:6.2f}  {numbers}")
+
+    def val_line(self, line: dict[str, Any], best: bool) -> None:
+        text = f"validation at step {line['step']}, epoch {line['epoch']:.2f}: accuracy {line['accuracy']:.2%}, loss {line['loss']:.4f}"
+        self.say(text + ("  (best so far)" if best else ""), "green" if best else None)
+
+    def stop_progress(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def result_table(self, result: EvalResult, classes: tuple[str, ...], title: str) -> None:
+        """Print accuracy per class, and in all."""
+        table = Table(title=title, title_justify="left")
+        for name in ("class", "images", "correct", "accuracy"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        totals, correct = result.confusion.sum(dim=1).tolist(), result.confusion.diagonal().tolist()
+        for name, n, c in zip(classes, totals, correct, strict=True):
+            table.add_row(escape(name), str(n), str(c), f"{c / n:.2%}" if n else "-")
+        table.add_section()
+        table.add_row("all", str(result.num_images), str(result.num_correct), f"{result.accuracy:.2%}", style="bold")
+        self.rich.print(table)
+
+
+def clock(seconds: float) -> str:
+    """125 -> 2:05, 3725 -> 1:02:05."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

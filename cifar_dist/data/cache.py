@@ -1,0 +1,75 @@
+"""Decoded data sets on disk: built once per node under a lock, written whole or not at all, memory-mapped by every rank."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
+
+ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
+VERSION = 1  # part of every key; raise it when decoding or the format changes
+
+
+class Decoded(NamedTuple):
+    """What a source decodes to: images (N, 3, 32, 32) uint8, targets (N,) int64."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: np.ndarray
+    train_targets: np.ndarray
+    test_images: np.ndarray
+    test_targets: np.ndarray
+
+
+def load_cached(data_dir: Path, key: str, decode: Callable[[], Decoded]) -> Dataset:
+    """Return the cached set `key`, decoding it first where it is missing; one process decodes, the others wait."""
+    folder = data_dir / "cache" / f"{key}-v{VERSION}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _write(folder, decode())
+    return _read(folder)
+
+
+def _write(folder: Path, decoded: Decoded) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    arrays = [getattr(decoded, name) for name in ARRAYS]
+    mean, std = channel_statistics(decoded.train_images)
+    about = {"name": decoded.name, "classes": decoded.classes, "mean": mean, "std": std}
+    about["fingerprint"] = fingerprint(decoded.classes, arrays)
+    for name, array in zip(ARRAYS, arrays, strict=True):
+        with (partial / f"{name}.npy").open("wb") as file:
+            np.save(file, array)
+            os.fsync(file.fileno())
+    (partial / "about.json").write_text(json.dumps(about, indent=1))
+    os.replace(partial, folder)
+
+
+def _read(folder: Path) -> Dataset:
+    about: dict[str, Any] = json.loads((folder / "about.json").read_text())
+    # Copy-on-write mapping: never written to, but torch warns about read-only arrays.
+    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS}
+    train, test = (
+        Split(arrays[f"{part}_images"], arrays[f"{part}_targets"], torch.arange(len(arrays[f"{part}_targets"])))
+        for part in ("train", "test")
+    )
+    return Dataset(
+        name=about["name"],
+        classes=tuple(about["classes"]),
+        train=train,
+        test=test,
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        fingerprint=about["fingerprint"],
+        synthetic=about["name"] == "synthetic",
+    )

@@ -1,0 +1,88 @@
+"""Class folders of images: train/CLASS/* and test/CLASS/*, any format Pillow decodes, 32x32 pixels."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cifar_dist.data.cache import Decoded
+from cifar_dist.errors import UserError
+
+SIZE = 32
+
+
+class Listing(NamedTuple):
+    """What is in a folder, found without opening a file."""
+
+    classes: tuple[str, ...]
+    train: list[tuple[str, int]]  # (path, target), in order of class and name
+    test: list[tuple[str, int]]
+    key: str  # changes whenever a name, a size or a modification time does
+
+
+def list_folder(root: Path) -> Listing:
+    """Raises `UserError` where `root` doesn't look like class folders."""
+    for part in ("train", "test"):
+        if not (root / part).is_dir():
+            raise UserError(f"{root} has no folder {part}/; a data folder holds train/CLASS/* and test/CLASS/*")
+    if extra := sorted(p.name for p in root.iterdir() if p.is_dir() and p.name in ("val", "valid", "validation")):
+        raise UserError(
+            f"{root} has a folder {extra[0]}/, which would not be used; move its images into train/ (--val-fraction holds some out)"
+        )
+    classes = {part: tuple(sorted(p.name for p in (root / part).iterdir() if p.is_dir())) for part in ("train", "test")}
+    if classes["train"] != classes["test"]:
+        odd = sorted(set(classes["train"]) ^ set(classes["test"]))
+        raise UserError(f"train/ and test/ of {root} must hold the same classes; only one of them has {', '.join(odd)}")
+    if len(classes["train"]) < 2:
+        raise UserError(f"{root}/train holds {len(classes['train'])} class folders; at least 2 are needed")
+    digest = hashlib.sha256(str(root.resolve()).encode())
+    train, test = (_list_part(root / part, classes["train"], digest) for part in ("train", "test"))
+    return Listing(classes["train"], train, test, digest.hexdigest()[:16])
+
+
+def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") -> list[tuple[str, int]]:
+    files = []
+    for target, name in enumerate(classes):
+        with os.scandir(folder / name) as entries:
+            found = sorted((e.name, e.stat()) for e in entries if e.is_file() and not e.name.startswith("."))
+        if not found:
+            raise UserError(
+                f"class folder {folder / name} is empty; put its images there or remove it from train/ and test/"
+            )
+        for file_name, stat in found:
+            digest.update(f"{file_name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            files.append((f"{folder}/{name}/{file_name}", target))
+    return files
+
+
+def read_folder(root: Path, listing: Listing) -> Decoded:
+    """Decode every file; raises `UserError` naming the first that can't be."""
+    return Decoded(str(root), listing.classes, *_decode(listing.train), *_decode(listing.test))
+
+
+def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(files), 3, SIZE, SIZE), dtype=np.uint8)
+
+    def read(i: int) -> None:
+        images[i] = _decode_file(files[i][0])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
+        for _ in pool.map(read, range(len(files)), chunksize=256):
+            pass
+    return images, np.array([target for _, target in files], dtype=np.int64)
+
+
+def _decode_file(path: str) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"can't decode {path} ({' '.join(str(error).split())}); repair or remove it") from None
+    if pixels.shape != (SIZE, SIZE, 3):
+        height, width = pixels.shape[:2]
+        raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
+    return pixels.transpose(2, 0, 1)

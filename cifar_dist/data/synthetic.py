@@ -1,0 +1,165 @@
+"""A procedural stand-in for CIFAR-10: ten shapes under random pose, colour and clutter, drawn without any download."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Array = np.ndarray
+Distance = Callable[[Array, Array], Array]
+
+IMAGE_SIZE = 32
+Y_PX, X_PX = (
+    np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32) - (IMAGE_SIZE - 1) / 2
+)  # from the middle of the image
+
+CHUNK = 500
+"""Images drawn at once: keeps the working memory near 50 MB. A multiple of ten; changing it changes every image."""
+
+
+def _disc(x: Array, y: Array) -> Array:
+    return np.hypot(x, y) - 0.9
+
+
+def _ring(x: Array, y: Array) -> Array:
+    return np.abs(np.hypot(x, y) - 0.72) - 0.23
+
+
+def _square(x: Array, y: Array) -> Array:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.78
+
+
+def _cross(x: Array, y: Array) -> Array:
+    along, across = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
+    return np.maximum(along - 1.0, across - 0.3)
+
+
+def _crescent(x: Array, y: Array) -> Array:
+    return np.maximum(np.hypot(x, y) - 1.0, 0.8 - np.hypot(x - 0.5, y))
+
+
+def _heart(x: Array, y: Array) -> Array:
+    half = 0.58  # a square standing on its corner, and a disc of its own width on each of the two upper sides
+    x, y, side = np.abs(x), y + 0.2, half / np.sqrt(2)
+    diamond = (x + np.abs(y)) / np.sqrt(2) - half
+    return np.minimum(diamond, np.hypot(x - side, y - side) - half)
+
+
+def _stripes(x: Array, y: Array) -> Array:
+    return np.maximum(np.hypot(x, y) - 1.0, np.abs((1.5 * x) % 1 - 0.5) / 1.5 - 1 / 6)
+
+
+def _checker(x: Array, y: Array) -> Array:
+    filled = np.minimum(np.abs(x), np.abs(y)) * -np.sign(x * y)
+    return np.maximum(np.maximum(np.abs(x), np.abs(y)) - 0.85, filled)
+
+
+def _star(points: int, inner: float) -> Distance:
+    """Return the distance to a star with tips at radius 1 and notches at radius `inner`."""
+    half_sector = np.pi / points
+    normal = np.array([inner * np.sin(half_sector), 1 - inner * np.cos(half_sector)], np.float32)
+    normal /= np.linalg.norm(normal)
+
+    def distance(x: Array, y: Array) -> Array:
+        # Rotating and mirroring every sector onto one leaves a single straight edge, from a tip to a notch.
+        angle = np.abs(np.arctan2(y, x) % (2 * half_sector) - half_sector)
+        radius = np.hypot(x, y)
+        tip_angle = half_sector - angle
+        return normal[0] * (radius * np.cos(tip_angle) - 1) + normal[1] * radius * np.sin(tip_angle)
+
+    return distance
+
+
+SHAPES: dict[str, Distance] = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _star(points=3, inner=0.5),
+    "cross": _cross,
+    "star": _star(points=5, inner=0.42),
+    "crescent": _crescent,
+    "heart": _heart,
+    "stripes": _stripes,
+    "checker": _checker,
+}
+"""Class name → signed distance (negative inside) to a shape of about unit radius; each is its own mirror image,
+up to a rotation, so that flip augmentation keeps the class."""
+
+CLASSES: tuple[str, ...] = tuple(SHAPES)
+
+NUISANCES: dict[str, tuple[int, float, float]] = {
+    "angle": (1, 0, 2 * np.pi),
+    "centre_px": (2, -4, 4),
+    "radius_px": (1, 6.5, 12),
+    "stretch": (1, 0.8, 1.25),
+    "softness_px": (1, 1, 2.5),
+    "background": (3, 0, 0.75),
+    "contrast": (1, 0.4, 1),
+    "channel_contrast": (3, 0.3, 1),
+    "wave_per_px": (4, -0.25, 0.25),
+    "wave_phase": (2, 0, 2 * np.pi),
+    "wave_colour": (6, -0.1, 0.1),
+    "blob_px": (2, -14, 14),
+    "blob_radius_px": (1, 1, 3),
+    "blob_colour": (3, 0, 1),
+    "line_angle": (1, 0, np.pi),
+    "line_offset_px": (1, -12, 12),
+    "line_width_px": (1, 0.5, 2),
+    "line_colour": (3, 0, 1),
+    "noise_std": (1, 0, 0.1),
+}
+"""Name → (values per image, low, high) of what varies uniformly and independently of the class. Colours are in [0, 1]."""
+
+
+def draw_images(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `num_images` labelled pictures; image i depends only on `seed` (≥ 0) and i.
+
+    Returns images (N, 3, 32, 32) uint8 and targets (N,) int64, which index `CLASSES` and take turns: target i is i % 10.
+    """
+    images = np.empty((num_images, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for start in range(0, num_images, CHUNK):
+        chunk = images[start : start + CHUNK]
+        chunk[:] = _draw_chunk(len(chunk), np.random.default_rng((seed, start)))
+    return images, np.arange(num_images, dtype=np.int64) % len(CLASSES)
+
+
+def _draw_chunk(n: int, generator: np.random.Generator) -> Array:
+    """Return images (n, 3, 32, 32) uint8; image i is the same for every n > i."""
+    # A stream of its own per quantity, filled row by row, makes a shorter chunk a prefix of a longer one.
+    *streams, noise_stream = generator.spawn(len(NUISANCES) + 1)
+    v = {
+        name: (low + (high - low) * stream.random((n, count), np.float32)).astype(np.float32)[:, :, None, None]
+        for stream, (name, (count, low, high)) in zip(streams, NUISANCES.items(), strict=True)
+    }
+    shift_px = v["centre_px"]
+    cos, sin = np.cos(v["angle"]), np.sin(v["angle"])
+    x_px, y_px = X_PX - shift_px[:, :1], Y_PX - shift_px[:, 1:]
+    # Both axes are stretched by reciprocal factors: the area stays.
+    x = (cos * x_px + sin * y_px) / (v["radius_px"] * v["stretch"])
+    y = (cos * y_px - sin * x_px) / (v["radius_px"] / v["stretch"])
+    shape_px = np.empty_like(x)
+    for target, distance in enumerate(SHAPES.values()):
+        rows = slice(target, None, len(SHAPES))
+        shape_px[rows] = distance(x[rows], y[rows]) * v["radius_px"][rows]
+
+    blob_px = np.hypot(X_PX - v["blob_px"][:, :1], Y_PX - v["blob_px"][:, 1:]) - v["blob_radius_px"]
+    line_px = np.abs(np.cos(v["line_angle"]) * X_PX + np.sin(v["line_angle"]) * Y_PX - v["line_offset_px"])
+    # Each channel moves towards its farther end, where at least half of its range is free.
+    far_end = (v["background"] < 0.5).astype(np.float32)
+    foreground = v["background"] + v["contrast"] * v["channel_contrast"] * (far_end - v["background"])
+
+    canvas = np.broadcast_to(v["background"], (n, 3, IMAGE_SIZE, IMAGE_SIZE)).copy()
+    _paint(canvas, blob_px, v["blob_colour"], v["softness_px"])
+    _paint(canvas, shape_px, foreground, v["softness_px"])
+    _paint(canvas, line_px - v["line_width_px"] / 2, v["line_colour"], v["softness_px"])
+    for wave in range(2):
+        kx, ky = v["wave_per_px"][:, 2 * wave : 2 * wave + 1], v["wave_per_px"][:, 2 * wave + 1 : 2 * wave + 2]
+        ripple = np.sin(kx * X_PX + ky * Y_PX + v["wave_phase"][:, wave : wave + 1])
+        canvas += ripple * v["wave_colour"][:, 3 * wave : 3 * wave + 3]
+    canvas += v["noise_std"] * noise_stream.standard_normal(canvas.shape, np.float32)
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _paint(canvas: Array, distance_px: Array, colour: Array, softness_px: Array) -> None:
+    """Blend `colour` (n, 3, 1, 1) into `canvas` (n, 3, 32, 32) where `distance_px` (n, 1, 32, 32) is negative."""
+    coverage = np.clip(0.5 - distance_px / softness_px, 0, 1)
+    canvas += coverage * (colour - canvas)

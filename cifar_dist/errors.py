@@ -1,0 +1,26 @@
+"""What a user did wrong: one exception, shown as one line with exit status 2, and look-ups that name the nearest choice."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Wrong usage or input. The message is one line: the values, the rule and the way out."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """Return the error for a `name` that is not among `choices`, naming the nearest and then all of them."""
+    choices = list(choices)
+    near = get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}")
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """Return `table[name]`; raises `UserError` naming the nearest choice."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]

@@ -1,0 +1,85 @@
+"""Exact metrics: integer counts and float64 sums, added over batches and ranks, divided only at the very end."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TrainSums:
+    """Loss, correct predictions and images since the last log line: a float64 vector (3,) on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.vector = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, loss_sum: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """`loss_sum` () is over the batch; `logits` (B, K); `targets` (B,) int64. No host sync."""
+        correct = (logits.argmax(dim=1) == targets).sum()
+        self.vector += torch.stack((loss_sum.double(), correct.double(), correct.new_tensor(len(targets)).double()))
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What one pass over an evaluation set counted. Everything else derives from it."""
+
+    confusion: Tensor  # (K, K) int64 on the CPU: row = true class, column = predicted class
+    loss_sum: float  # cross-entropy, nats, summed over images
+
+    @property
+    def num_images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def num_correct(self) -> int:
+        return int(self.confusion.diagonal().sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, in [0, 1]."""
+        return self.num_correct / self.num_images
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats per image."""
+        return self.loss_sum / self.num_images
+
+    def per_class_accuracy(self) -> list[float | None]:
+        """Share of each true class that was recognised; None for a class without images."""
+        totals, correct = self.confusion.sum(dim=1).tolist(), self.confusion.diagonal().tolist()
+        return [c / n if n else None for c, n in zip(correct, totals, strict=True)]
+
+    def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "num_images": self.num_images,
+            "per_class_accuracy": dict(zip(classes, self.per_class_accuracy(), strict=True)),
+        }
+
+
+class EvalSums:
+    """Confusion matrix (K, K) int64 and one float64 loss sum a block, on the device. No host sync until `result`.
+
+    A block's sum comes from one rank and zeros from the others, so adding over ranks doesn't round, and the total, taken
+    in order of blocks, is the same number on any world size.
+    """
+
+    def __init__(self, num_classes: int, num_blocks: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.loss_sums = torch.zeros(num_blocks, dtype=torch.float64, device=device)
+
+    def add(self, block: int, logits: Tensor, targets: Tensor) -> None:
+        """`logits` (B, K) float, `targets` (B,) int64."""
+        cells = targets * self.num_classes + logits.argmax(dim=1)
+        self.confusion += torch.bincount(cells, minlength=self.num_classes**2)
+        self.loss_sums[block] = F.cross_entropy(logits.double(), targets, reduction="sum")
+
+    def result(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> EvalResult:
+        confusion = sum_across_ranks(self.confusion).view(self.num_classes, self.num_classes)
+        loss_sums: list[float] = sum_across_ranks(self.loss_sums).tolist()
+        return EvalResult(confusion.cpu(), math.fsum(loss_sums))

@@ -1,0 +1,118 @@
+"""The command line: flags made from dataclass fields, one-line errors, and recipes overridden by options."""
+
+import argparse
+import types
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from cifar_dist.config import TrainConfig, flag
+from cifar_dist.errors import UserError, lookup, unknown
+from cifar_dist.recipes import RECIPES
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that raises `UserError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the options that were given, by field name; `--batch_size` is taken as `--batch-size`."""
+        argv = [_dashes(word) for word in argv]
+        known, rest = self.parse_known_args(argv)
+        if rest:
+            flags = [name for action in self._actions for name in action.option_strings]
+            raise (
+                unknown("option", rest[0].split("=")[0], flags)
+                if rest[0].startswith("-")
+                else UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
+            )
+        return vars(known)
+
+
+def _dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:
+    """Add one flag a field (of `names`, or all); flags that aren't given stay out of the result."""
+    hints = get_type_hints(config_class)
+    for f in fields(config_class):
+        if names and f.name not in names:
+            continue
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(f.metadata["help"], f.default)}
+        if hints[f.name] is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        elif get_origin(hints[f.name]) is tuple:
+            keywords |= {"action": _Words, "nargs": "+", "element": get_args(hints[f.name])[0]}
+        else:
+            keywords["type"] = _reader(f.name, hints[f.name])
+            keywords["metavar"] = f.name.rpartition("_")[2].upper()
+        parser.add_argument(flag(f.name), **keywords)
+
+
+def _help(text: str, default: Any) -> str:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return text.replace("%", "%%") + ("" if default is None or "(default" in text else f" [{shown}]")
+
+
+def _reader(name: str, hint: Any) -> Any:
+    """Return the function that turns a word into a value of type `hint`: int, float, str, Literal or one of them | None."""
+    optional = get_origin(hint) is types.UnionType
+    if optional:
+        hint = next(t for t in get_args(hint) if t is not type(None))
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    kind = str if choices else hint
+
+    def read(word: str) -> Any:
+        if optional and word == "none":
+            return None
+        if choices:
+            word = word.replace("-", "_")
+        try:
+            value = kind(word)
+        except ValueError:
+            what = {int: "a whole number", float: "a number"}[kind]
+            raise UserError(f"{flag(name)} must be {what}, got {word!r}") from None
+        if choices and value not in choices:
+            raise unknown(flag(name), word, choices)
+        return value
+
+    return read
+
+
+class _Words(argparse.Action):
+    """One or more words; the single word `none` gives an empty tuple."""
+
+    def __init__(self, *args: Any, element: type, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.element = element
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        try:
+            items = () if values == ["none"] else tuple(self.element(word) for word in values)
+        except ValueError:
+            raise UserError(f"{option_string} takes numbers, got {' '.join(values)!r}") from None
+        setattr(namespace, self.dest, items)
+
+
+def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
+    """Return the recipe's configuration with the `given` options on top; raises `UserError`."""
+    name = given.get("recipe", "default")
+    base = lookup(RECIPES, name, "recipe")(given.get("model"))
+    given = {**given, "model": base.model}  # the recipe resolves aliases
+    if "epochs" in given and "steps" not in given:
+        given["steps"] = None
+    if "steps" in given and "epochs" not in given:
+        given["epochs"] = None
+    config = replace(base, **given)
+    for f in fields(TrainConfig):
+        other, values = f.metadata["only_with"] or (None, ())
+        if other and f.name in given and getattr(config, other) not in values:
+            chosen = getattr(config, other)
+            raise UserError(f"{flag(f.name)} has no effect with {flag(other)} {chosen}; it needs {' or '.join(values)}")
+    return config

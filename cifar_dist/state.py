@@ -1,0 +1,129 @@
+"""Everything a training step changes, and its exact way into a checkpoint's files and back, on any number of ranks."""
+
+import io
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cifar_dist.batchnorm import RunningStatistics, synchronise
+from cifar_dist.config import TrainConfig
+from cifar_dist.distributed import gather_rows, rank, world_size
+from cifar_dist.metrics import TrainSums
+from cifar_dist.models import build_model
+from cifar_dist.optim import Ema, build_optimizer
+
+TRAINING_FILE = "training.pt"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run is. Equal on every rank."""
+
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # spent training, over all starts
+    best_step: int | None = None
+    best_correct: int = -1  # validation images recognised at best_step
+    best_val: dict[str, Any] | None = None
+
+
+@dataclass
+class TrainState:
+    """The mutable part of a run."""
+
+    model: nn.Module  # what a step calls: wrapped in DDP where there are several ranks
+    bare: nn.Module
+    optimizer: Any  # Accelerate's wrapper, which knows the gradient scaler
+    scaler: Any  # torch.amp.GradScaler with fp16, else None
+    ema: Ema | None
+    sums: TrainSums
+    statistics: RunningStatistics
+    ema_statistics: RunningStatistics | None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The weights that are evaluated and kept."""
+        return self.ema.module if self.ema else self.bare
+
+    @property
+    def eval_statistics(self) -> RunningStatistics:
+        return self.ema_statistics or self.statistics
+
+
+def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator) -> TrainState:
+    """Return the state before the first step; initial weights depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    bare = build_model(config.model, num_classes)  # on the CPU: the same numbers whatever the device
+    if config.batch_norm == "sync":
+        bare = synchronise(bare, accelerator.device)
+    bare.to(accelerator.device)
+    ema = Ema(bare, config.ema_decay) if config.ema_decay is not None else None
+    model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config))
+    return TrainState(
+        model=model,
+        bare=bare,
+        optimizer=optimizer,
+        scaler=accelerator.scaler,
+        ema=ema,
+        sums=TrainSums(accelerator.device),
+        statistics=RunningStatistics(bare),
+        ema_statistics=RunningStatistics(ema.module) if ema else None,
+    )
+
+
+def snapshot(state: TrainState) -> bytes:
+    """Return the state as bytes. Collective: running statistics and sums, which differ between ranks, are gathered.
+
+    They are kept per rank, not reduced, so that a run that goes on with as many ranks goes on with the same bits.
+    """
+    content = {
+        "model": state.bare.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "ema": state.ema.module.state_dict() if state.ema else None,
+        "progress": asdict(state.progress),
+        "per_rank": {name: gather_rows(vector) for name, vector in _per_rank(state).items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def restore(state: TrainState, data: bytes, device: torch.device) -> None:
+    """Put the bytes of `snapshot` into a freshly built state, on as many ranks as there were or on others."""
+    content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    state.bare.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    if state.scaler:
+        state.scaler.load_state_dict(content["scaler"])
+    if state.ema:
+        state.ema.module.load_state_dict(content["ema"])
+    state.progress = Progress(**content["progress"])
+    rows = content["per_rank"]
+    state.statistics.load(_own_mean(rows["statistics"]))
+    if state.ema_statistics:
+        state.ema_statistics.load(_own_mean(rows["ema_statistics"]))
+    state.sums.vector.copy_(_own_sum(rows["sums"]))
+
+
+def _per_rank(state: TrainState) -> dict[str, Tensor]:
+    vectors = {"statistics": state.statistics.vector(), "sums": state.sums.vector}
+    if state.ema_statistics:
+        vectors["ema_statistics"] = state.ema_statistics.vector()
+    return vectors
+
+
+def _own_mean(rows: Tensor) -> Tensor:
+    """Return this rank's row, or on another world size the mean of all: what evaluation would use."""
+    return rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
+
+
+def _own_sum(rows: Tensor) -> Tensor:
+    """Return this rank's row, or on another world size all on rank 0 and zeros elsewhere: the total stays."""
+    if len(rows) == world_size():
+        return rows[rank()]
+    return rows.sum(dim=0) if rank() == 0 else torch.zeros_like(rows[0])

@@ -1,0 +1,8 @@
+"""Evaluate a run or a weights file: accelerate launch eval.py --checkpoint runs/NAME. See --help and README.md."""
+
+import sys
+
+from cifar_dist.cli.evaluate import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""Train a CIFAR-10 classifier: accelerate launch train.py --model resnet. See --help and README.md."""
+
+import sys
+
+from cifar_dist.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
