@@ -19,7 +19,7 @@ from cifar_dist.distributed import on_main, sum_across_ranks
 from cifar_dist.metrics import EvalResult, EvalSums
 from cifar_dist.optim import set_lr
 from cifar_dist.preemption import Ballot, StopSignals
-from cifar_dist.randomness import step_seed
+from cifar_dist.randomness import seed_dropout
 from cifar_dist.runlog import RunFolder
 from cifar_dist.sampling import BatchPlan, cut, epoch_order
 from cifar_dist.schedule import Schedule
@@ -97,7 +97,7 @@ def train_step(run: Run, step: int, lr: float) -> None:
     config, plan, state, accelerator = run.config, run.plan, run.state, run.accelerator
     epoch, batch = plan.batch(step)
     micro_batches = plan.micro_batches(step, run.rank)
-    torch.manual_seed(step_seed(config.seed, step, run.rank))  # dropout's, also after a restart
+    seed_dropout(config.seed, step, run.rank, run.device)  # so a restart draws what would have been drawn
     set_lr(state.optimizer, lr)
     for i, places in enumerate(micro_batches):
         last = i == len(micro_batches) - 1

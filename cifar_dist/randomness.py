@@ -35,9 +35,12 @@ def random_integers(seed: int, purpose: Purpose, positions: Tensor, high: int) -
     return _shift_right_33(random_bits(seed, purpose, positions)) % high
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of torch's own generators (dropout) for one rank's share of one optimizer step."""
-    return int(random_bits(seed, Purpose.DROPOUT, torch.tensor(step * 2**20 + rank)))
+def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Set the device's own generator for one rank's share of one optimizer step."""
+    bits = int(random_bits(seed, Purpose.DROPOUT, torch.tensor(step * 2**20 + rank)))
+    # Not torch.manual_seed: without a GPU it queues a call, with a stack trace, for the day one is initialised.
+    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(bits)
 
 
 def _shift_right_33(x: Tensor) -> Tensor:
