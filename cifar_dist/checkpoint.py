@@ -18,7 +18,7 @@ class Checkpoint(NamedTuple):
     files: dict[str, bytes]
 
 
-class BrokenCheckpoint(RuntimeError):
+class BrokenCheckpointError(RuntimeError):
     """A checkpoint folder whose files don't match its manifest."""
 
 
@@ -50,27 +50,27 @@ def save(checkpoints: Path, step: int, files: Mapping[str, bytes]) -> None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder; raises `BrokenCheckpoint` saying what is wrong with it."""
+    """Read a checkpoint folder; raises `BrokenCheckpointError` saying what is wrong with it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (folder / name).read_bytes() for name in manifest}
         for name, entry in manifest.items():
             if len(files[name]) != entry["bytes"]:
-                raise BrokenCheckpoint(f"{folder / name} has {len(files[name])} bytes, not {entry['bytes']}")
+                raise BrokenCheckpointError(f"{folder / name} has {len(files[name])} bytes, not {entry['bytes']}")
             if _sha256(files[name]) != entry["sha256"]:
-                raise BrokenCheckpoint(f"{folder / name} doesn't match its checksum")
+                raise BrokenCheckpointError(f"{folder / name} doesn't match its checksum")
         return Checkpoint(int(folder.name[5:]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenCheckpoint(f"{folder}: {error}") from None
+        raise BrokenCheckpointError(f"{folder}: {error}") from None
 
 
 def load_newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest whole checkpoint, or None, and what was wrong with each newer one."""
-    problems = []
+    problems: list[str] = []
     for step in reversed(saved_steps(checkpoints)):
         try:
             return load(folder_for(checkpoints, step)), problems
-        except BrokenCheckpoint as error:
+        except BrokenCheckpointError as error:
             problems.append(str(error))
     return None, problems
 

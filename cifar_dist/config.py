@@ -1,21 +1,42 @@
 """The whole configuration of a training run: one frozen dataclass, one flag a field, no other source of defaults."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cifar_dist.errors import UserError
 
 
+class Bound(NamedTuple):
+    """What a number must be."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Bound("greater than 0", lambda x: x > 0)
+NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
+SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+
+
 def option(
-    default: Any, help: str, *, may_change: bool = False, only_with: tuple[str, tuple[str, ...]] | None = None
+    default: Any,
+    help: str,
+    *,
+    must_be: Bound | None = None,
+    may_change: bool = False,
+    only_with: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """Declare one field and its flag.
 
     `may_change`: a resumed run may use another value, because the result doesn't depend on it.
     `only_with`: (field, values) without which the flag has no effect, so giving it is an error.
     """
-    return field(default=default, metadata={"help": help, "may_change": may_change, "only_with": only_with})
+    return field(
+        default=default,
+        metadata={"help": help, "must_be": must_be, "may_change": may_change, "only_with": only_with},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,63 +52,82 @@ class TrainConfig:
     )
     data_dir: str = option("data", "where downloads and decoded caches are kept", may_change=True)
     val_fraction: float = option(
-        0.1, "share of the training images held out for validation; 0 trains on all of them and keeps the last weights"
+        0.1,
+        "share of the training images held out for validation; 0 trains on all of them and keeps the last weights",
+        must_be=SHARE,
     )
-    split_seed: int = option(0, "seed of the train/validation split, so that runs with other --seed share it")
-    limit_train: int | None = option(None, "train on this many images only, classes balanced")
-    limit_eval: int | None = option(None, "validate and test on this many images only, classes balanced")
+    split_seed: int = option(
+        0, "seed of the train/validation split, so that runs with other --seed share it", must_be=NOT_NEGATIVE
+    )
+    limit_train: int | None = option(None, "train on this many images only, classes balanced", must_be=POSITIVE)
+    limit_eval: int | None = option(
+        None, "validate and test on this many images only, classes balanced", must_be=POSITIVE
+    )
     normalize: Literal["mean_std", "half"] = option(
         "mean_std", "inputs: (x - mean) / std of the training images, or half: x in [-1, 1]"
     )
     augment: tuple[str, ...] = option(("crop", "flip"), "augmentations in order, of: crop (pad 4), flip; none for none")
 
-    epochs: int | None = option(None, "passes over the training images")
-    steps: int | None = option(None, "optimizer steps, in place of --epochs")
-    batch_size: int = option(128, "images per optimizer step, over all processes together")
+    epochs: int | None = option(None, "passes over the training images", must_be=POSITIVE)
+    steps: int | None = option(None, "optimizer steps, in place of --epochs", must_be=POSITIVE)
+    batch_size: int = option(128, "images per optimizer step, over all processes together", must_be=POSITIVE)
     micro_batch_size: int | None = option(
-        None, "most images a process holds at once; more are accumulated (default: all of its share)", may_change=True
+        None,
+        "most images a process holds at once; more are accumulated (default: all of its share)",
+        may_change=True,
+        must_be=POSITIVE,
     )
     drop_last: bool = option(False, "leave out an epoch's last batch when it is short")
     optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "sgd, adam or adamw")
-    lr: float = option(0.1, "peak learning rate")
-    momentum: float = option(0.9, "momentum of SGD", only_with=("optimizer", ("sgd",)))
+    lr: float = option(0.1, "peak learning rate", must_be=POSITIVE)
+    momentum: float = option(0.9, "momentum of SGD", only_with=("optimizer", ("sgd",)), must_be=NOT_NEGATIVE)
     nesterov: bool = option(False, "Nesterov's momentum", only_with=("optimizer", ("sgd",)))
-    weight_decay: float = option(0.0, "weight decay (L2 for sgd and adam, decoupled for adamw)")
+    weight_decay: float = option(0.0, "weight decay (L2 for sgd and adam, decoupled for adamw)", must_be=NOT_NEGATIVE)
     decay_all: bool = option(
         False, "decay biases and batch-norm parameters too, not only weights of two or more dimensions"
     )
-    label_smoothing: float = option(0.0, "probability spread evenly over all classes, in [0, 1)")
-    max_grad_norm: float | None = option(None, "clip the gradient of the global batch to this L2 norm")
+    label_smoothing: float = option(0.0, "probability spread evenly over all classes, in [0, 1)", must_be=SHARE)
+    max_grad_norm: float | None = option(
+        None, "clip the gradient of the global batch to this L2 norm", must_be=POSITIVE
+    )
     ema_decay: float | None = option(
-        None, "evaluate and keep an exponential moving average of the weights with this decay"
+        None, "evaluate and keep an exponential moving average of the weights with this decay", must_be=SHARE
     )
     schedule: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = option(
         "constant", "learning-rate schedule over the run"
     )
-    warmup: float = option(0.0, "share of the run with a linearly rising learning rate, in [0, 1)")
+    warmup: float = option(0.0, "share of the run with a linearly rising learning rate, in [0, 1)", must_be=SHARE)
     milestones: tuple[float, ...] = option(
         (0.5, 0.75), "shares of the run at which multistep multiplies the lr", only_with=("schedule", ("multistep",))
     )
     step_epochs: int = option(
-        30, "epochs between two multiplications of the lr by step", only_with=("schedule", ("step",))
+        30, "epochs between two multiplications of the lr by step", only_with=("schedule", ("step",)), must_be=POSITIVE
     )
     lr_factor: float = option(
-        0.1, "what step and multistep multiply the lr by", only_with=("schedule", ("step", "multistep"))
+        0.1,
+        "what step and multistep multiply the lr by",
+        only_with=("schedule", ("step", "multistep")),
+        must_be=POSITIVE,
     )
 
     batch_norm: Literal["process", "sync", "virtual"] = option(
         "process", "statistics over: each process's micro-batch, all processes together, or fixed virtual shards"
     )
     virtual_shards: int = option(
-        8, "shards of the global batch; a multiple of the number of processes", only_with=("batch_norm", ("virtual",))
+        8,
+        "shards of the global batch; a multiple of the number of processes",
+        only_with=("batch_norm", ("virtual",)),
+        must_be=POSITIVE,
     )
 
-    seed: int = option(0, "seed of initial weights, order, augmentation and dropout")
+    seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=NOT_NEGATIVE)
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "arithmetic of the forward and backward pass (default: the launcher's)"
     )
     device: Literal["auto", "cpu", "gpu"] = option("auto", "auto takes GPUs where there are any", may_change=True)
-    threads: int | None = option(None, "CPU threads per process (default: the cores shared out)", may_change=True)
+    threads: int | None = option(
+        None, "CPU threads per process (default: the cores shared out)", may_change=True, must_be=POSITIVE
+    )
     deterministic: bool = option(False, "only deterministic GPU kernels, slower (a CPU is deterministic anyway)")
 
     output_dir: str | None = option(None, "the run folder (default: runs/MODEL-RECIPE-TIME)", may_change=True)
@@ -96,64 +136,49 @@ class TrainConfig:
         "auto: go on if the run folder has a checkpoint; never: start over; or a run or checkpoint folder",
         may_change=True,
     )
-    eval_every: int = option(1, "epochs between two validations")
-    log_every: int = option(50, "steps between two training lines")
+    eval_every: int = option(1, "epochs between two validations", must_be=POSITIVE)
+    log_every: int = option(50, "steps between two training lines", must_be=POSITIVE)
     checkpoint_minutes: float = option(
-        5.0, "a checkpoint at least this often, besides one after each validation", may_change=True
+        5.0,
+        "a checkpoint at least this often, besides one after each validation",
+        may_change=True,
+        must_be=NOT_NEGATIVE,
     )
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True)
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True, must_be=POSITIVE)
 
     def __post_init__(self) -> None:
-        for rule, message in self._rules():
-            if not rule:
+        for f in fields(self):
+            value, bound = getattr(self, f.name), f.metadata["must_be"]
+            if bound and value is not None and not (math.isfinite(value) and bound.holds(value)):
+                raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
+        for holds, message in self._rules():
+            if not holds:
                 raise UserError(message)
 
     def _rules(self) -> list[tuple[bool, str]]:
-        """(what must hold, what to say when it doesn't), in the order of the fields."""
-        positive = (
-            "limit_train",
-            "limit_eval",
-            "epochs",
-            "steps",
-            "batch_size",
-            "micro_batch_size",
-            "step_epochs",
-            "max_grad_norm",
-        )
-        positive += ("virtual_shards", "threads", "eval_every", "log_every", "keep_checkpoints", "lr", "lr_factor")
-        not_negative = ("seed", "split_seed", "weight_decay", "momentum", "checkpoint_minutes")
-        below_one = ("val_fraction", "label_smoothing", "warmup", "ema_decay")
-        rules = [
-            (value > 0, f"{flag(name)} must be greater than 0, got {value}") for name, value in self._given(positive)
-        ]
-        rules += [
-            (value >= 0, f"{flag(name)} must be 0 or greater, got {value}") for name, value in self._given(not_negative)
-        ]
-        rules += [
-            (0 <= value < 1, f"{flag(name)} must be in [0, 1), got {value}") for name, value in self._given(below_one)
-        ]
-        rules += [
-            (all(math.isfinite(v) for v in vars(self).values() if isinstance(v, float)), "every number must be finite, got nan or inf"),
-            (self.epochs is None or self.steps is None, f"--epochs {self.epochs} and --steps {self.steps} both set the length; use one"),
-            (self.epochs is not None or self.steps is not None, "the length of the run is not set; use --epochs or --steps"),
+        """Rules that join several options: (what must hold, what to say when it doesn't)."""
+        virtual = self.batch_norm == "virtual"
+        rising = list(self.milestones) == sorted(set(self.milestones)) and all(0 < m < 1 for m in self.milestones)
+        return [
             (
-                list(self.milestones) == sorted(set(self.milestones)) and all(0 < m < 1 for m in self.milestones),
-                f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}",
+                self.epochs is None or self.steps is None,
+                f"--epochs {self.epochs} and --steps {self.steps} both set the length; use one",
             ),
+            (
+                self.epochs is not None or self.steps is not None,
+                "the length of the run is not set; use --epochs or --steps",
+            ),
+            (rising, f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}"),
             (not self.nesterov or self.momentum > 0, "--nesterov needs a --momentum greater than 0"),
             (
-                self.batch_norm != "virtual" or self.micro_batch_size is None,
-                "with --batch-norm virtual the shards are the micro-batches; leave out --micro-batch-size or raise --virtual-shards",
+                not virtual or self.micro_batch_size is None,
+                "with --batch-norm virtual the shards are the micro-batches; leave --micro-batch-size out",
             ),
             (
-                self.batch_norm != "virtual" or self.virtual_shards <= self.batch_size,
-                f"--batch-size {self.batch_size} can't be cut into --virtual-shards {self.virtual_shards}; use {self.batch_size} or fewer",
+                not virtual or self.virtual_shards <= self.batch_size,
+                f"--batch-size {self.batch_size} can't be cut into --virtual-shards {self.virtual_shards}; use fewer",
             ),
-        ]  # fmt: skip
-        return rules
-
-    def _given(self, names: tuple[str, ...]) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values (tuples as lists)."""

@@ -54,7 +54,7 @@ def launch_request() -> LaunchRequest | None:
     The launcher starts one process where it was asked for several CPU processes, and tells nobody.
     """
     try:
-        words = psutil.Process().parent().cmdline()  # type: ignore[union-attr]
+        words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return None
     start = next(
@@ -87,7 +87,8 @@ def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
         )
     if request and request.config_file and not request.use_cpu and config.device == "auto" and not gpus:
         raise UserError(
-            f"{request.config_file} asks for a GPU (use_cpu: false), but torch sees none; use launch/cpu.yaml or launch/multi_cpu.yaml, or --device cpu"
+            f"{request.config_file} asks for a GPU (use_cpu: false), but torch sees none; "
+            "use launch/cpu.yaml or launch/multi_cpu.yaml, or --device cpu"
         )
     if request and request.num_processes and request.num_processes > 1 and env_int("WORLD_SIZE", 1) == 1:
         raise UserError(
@@ -193,7 +194,7 @@ class _DifferentiableSum(torch.autograd.Function):
 
 def differentiable_sum(x: Tensor) -> Tensor:
     """Return the sum over ranks, with its gradient."""
-    return _DifferentiableSum.apply(x)  # type: ignore[no-any-return]
+    return _DifferentiableSum.apply(x)
 
 
 def on_main(action: Callable[[], T]) -> T:
@@ -210,7 +211,7 @@ def on_main(action: Callable[[], T]) -> T:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+    return outcome[0]
 
 
 def on_all(action: Callable[[], T]) -> T:

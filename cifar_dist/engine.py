@@ -30,7 +30,7 @@ from cifar_dist.weights import pack_weights
 EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same blocks and so the same logits
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
@@ -79,7 +79,7 @@ def train(run: Run) -> Signals | None:
             continue
         decision = ballot.vote(progress.step, run.state.sums.vector[0])
         if decision.diverged:
-            raise Diverged(f"the loss became nan or infinite at or shortly before step {progress.step}")
+            raise DivergedError(f"the loss became nan or infinite at or shortly before step {progress.step}")
         if log_due:
             log_training(run, lr)
         if evaluation_due:
@@ -133,11 +133,11 @@ def load_batch(run: Run, epoch: int, places: range) -> tuple[Tensor, Tensor]:
 def forward(run: Run, images: Tensor) -> Tensor:
     """Return logits. A rank without images takes part too, or the others would wait for its gradient for ever."""
     if len(images) or run.config.batch_norm == "sync":
-        return run.state.model(images)  # type: ignore[no-any-return]
+        return run.state.model(images)
     run.state.model.eval()  # statistics of no image would be nan
     logits = run.state.model(images)
     run.state.model.train()
-    return logits  # type: ignore[no-any-return]
+    return logits
 
 
 def settle_gradient_buckets(run: Run) -> None:

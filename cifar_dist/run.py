@@ -70,7 +70,8 @@ def train_run(
         if stopped:
             summarise(run, "interrupted", signal=stopped.name)
             console.warn(
-                f"interrupted by {stopped.name} after step {run.state.progress.step}; the same command goes on from there: --output-dir {folder.path}"
+                f"interrupted by {stopped.name} after step {run.state.progress.step}, which is saved; "
+                f"train.py --resume {folder.path} goes on from there"
             )
         else:
             test(run)
@@ -93,7 +94,8 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], lock: list[FileLo
         if source and path.resolve() != source.resolve():
             if path.exists():
                 raise UserError(
-                    f"--resume {config.resume} into --output-dir {path}: it exists already; use a new one, or leave --output-dir out to go on in place"
+                    f"--resume {config.resume} into --output-dir {path}: it exists already; "
+                    "use a new one, or leave --output-dir out to go on in place"
                 )
             shutil.copytree(source, path)
         notes = []
@@ -170,7 +172,9 @@ def recorded_config(
 ) -> TrainConfig:
     """Return the configuration the run was started with, under the options given now, where those may change."""
     names = {f.name for f in fields(TrainConfig)}
-    old = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded["config"].items() if k in names}
+    old: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in recorded["config"].items() if k in names
+    }
     new = {name: getattr(config, name) for name in given if not (name == "data" and config.data == "auto")}
     merged = replace(TrainConfig(**old), **{**{n: getattr(config, n) for n in ("output_dir", "resume")}, **new})
     if changed := changed_fields(recorded["config"], merged):

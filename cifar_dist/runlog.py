@@ -30,7 +30,7 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file's content, None where there is none; raises `UserError` where it isn't JSON."""
         try:
-            return json.loads((self.path / name).read_bytes())  # type: ignore[no-any-return]
+            return json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:

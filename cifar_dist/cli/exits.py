@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cifar_dist import distributed
-from cifar_dist.checkpoint import BrokenCheckpoint
-from cifar_dist.engine import Diverged
+from cifar_dist.checkpoint import BrokenCheckpointError
+from cifar_dist.engine import DivergedError
 from cifar_dist.errors import UserError
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -19,9 +19,9 @@ def guarded(command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         return _leave(WRONG_INPUT, f"error: {error}")
-    except Diverged as error:
+    except DivergedError as error:
         return _leave(FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1")
-    except (BrokenCheckpoint, OSError) as error:
+    except (BrokenCheckpointError, OSError) as error:
         return _leave(FAILED, f"failed: {error}; what was saved before is kept, and the same command goes on from it")
     except KeyboardInterrupt:
         return _leave(130, "interrupted before training began; nothing to save")

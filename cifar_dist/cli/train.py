@@ -11,7 +11,7 @@ from cifar_dist.augment import AUGMENTATIONS
 from cifar_dist.cli.exits import FINISHED, INTERRUPTED, guarded
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import check_data_name
-from cifar_dist.errors import lookup
+from cifar_dist.errors import UserError, lookup
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
 from cifar_dist.preemption import StopSignals
 from cifar_dist.run import resume_source, train_run
@@ -39,7 +39,9 @@ def with_launcher_precision(config: TrainConfig, given: dict[str, Any]) -> Train
     launchers = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if "mixed_precision" in given or launchers == "no":
         return config
-    return replace(config, mixed_precision=launchers)
+    if launchers not in ("bf16", "fp16"):
+        raise UserError(f"accelerate launch --mixed_precision {launchers} is not supported; use no, bf16 or fp16")
+    return replace(config, mixed_precision=launchers)  # type: ignore[arg-type]
 
 
 def check_early(config: TrainConfig) -> None:

@@ -63,7 +63,8 @@ def make_splits(dataset: Dataset, config: TrainConfig, device: torch.device) -> 
     num_val = round(len(targets) * config.val_fraction)
     if config.val_fraction and num_val < len(dataset.classes):
         raise UserError(
-            f"--val-fraction {config.val_fraction} of {len(targets)} images is {num_val}, fewer than the {len(dataset.classes)} classes; use more, or 0"
+            f"--val-fraction {config.val_fraction} of {len(targets)} images is {num_val}, "
+            f"fewer than the {len(dataset.classes)} classes; use more, or 0"
         )
     held_out = torch.zeros(len(targets), dtype=torch.bool)
     held_out[stratified(targets, num_val, config.split_seed)] = True

@@ -8,9 +8,8 @@ Array = np.ndarray
 Distance = Callable[[Array, Array], Array]
 
 IMAGE_SIZE = 32
-Y_PX, X_PX = (
-    np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32) - (IMAGE_SIZE - 1) / 2
-)  # from the middle of the image
+X_PX = np.arange(IMAGE_SIZE, dtype=np.float32) - (IMAGE_SIZE - 1) / 2  # (32,), rightwards from the middle
+Y_PX = -X_PX[:, None]  # (32, 1), upwards from the middle
 
 CHUNK = 500
 """Images drawn at once: keeps the working memory near 50 MB. A multiple of ten; changing it changes every image."""
@@ -34,7 +33,7 @@ def _cross(x: Array, y: Array) -> Array:
 
 
 def _crescent(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y) - 1.0, 0.8 - np.hypot(x - 0.5, y))
+    return np.maximum(np.hypot(x, y) - 1.0, 0.8 - np.hypot(x, y - 0.5))
 
 
 def _heart(x: Array, y: Array) -> Array:
@@ -49,8 +48,10 @@ def _stripes(x: Array, y: Array) -> Array:
 
 
 def _checker(x: Array, y: Array) -> Array:
-    filled = np.minimum(np.abs(x), np.abs(y)) * -np.sign(x * y)
-    return np.maximum(np.maximum(np.abs(x), np.abs(y)) - 0.85, filled)
+    # Two squares corner to corner, one above the other; side by side on a diagonal would not be its own mirror image.
+    u, v = (x + y) / np.sqrt(2), (x - y) / np.sqrt(2)
+    empty_quarter = np.minimum(np.abs(u), np.abs(v)) * np.sign(u * v)
+    return np.maximum(np.maximum(np.abs(u), np.abs(v)) - 0.85, empty_quarter)
 
 
 def _star(points: int, inner: float) -> Distance:
@@ -61,7 +62,7 @@ def _star(points: int, inner: float) -> Distance:
 
     def distance(x: Array, y: Array) -> Array:
         # Rotating and mirroring every sector onto one leaves a single straight edge, from a tip to a notch.
-        angle = np.abs(np.arctan2(y, x) % (2 * half_sector) - half_sector)
+        angle = np.abs(np.arctan2(x, y) % (2 * half_sector) - half_sector)
         radius = np.hypot(x, y)
         tip_angle = half_sector - angle
         return normal[0] * (radius * np.cos(tip_angle) - 1) + normal[1] * radius * np.sin(tip_angle)
@@ -81,18 +82,18 @@ SHAPES: dict[str, Distance] = {
     "stripes": _stripes,
     "checker": _checker,
 }
-"""Class name → signed distance (negative inside) to a shape of about unit radius; each is its own mirror image,
-up to a rotation, so that flip augmentation keeps the class."""
+"""Class name → signed distance (negative inside) to an upright shape of about unit radius. Each is its own
+mirror image, so that flip augmentation draws nothing that the set does not contain."""
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
 
 NUISANCES: dict[str, tuple[int, float, float]] = {
-    "angle": (1, 0, 2 * np.pi),
+    "angle": (1, -0.6, 0.6),
     "centre_px": (2, -4, 4),
     "radius_px": (1, 6.5, 12),
     "stretch": (1, 0.8, 1.25),
     "softness_px": (1, 1, 2.5),
-    "background": (3, 0, 0.75),
+    "background": (3, 0, 0.7),
     "contrast": (1, 0.4, 1),
     "channel_contrast": (3, 0.3, 1),
     "wave_per_px": (4, -0.25, 0.25),
