@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Wrong usage or input. The message is one line: the values, the rule and the way out."""
 
 

@@ -1,0 +1,43 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from cifar_dist.config import TrainConfig, changed_fields, flag
+from cifar_dist.errors import UserError
+
+CONFIG = TrainConfig(epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be greater than 0, got 0"),
+        ({"lr": -0.1}, "--lr must be greater than 0, got -0.1"),
+        ({"lr": float("nan")}, "--lr must be greater than 0, got nan"),
+        ({"weight_decay": float("inf")}, "--weight-decay must be 0 or greater, got inf"),
+        ({"label_smoothing": 1.0}, r"--label-smoothing must be in \[0, 1\), got 1.0"),
+        ({"milestones": (0.7, 0.2)}, r"--milestones must rise within \(0, 1\), got 0.7 0.2"),
+        ({"milestones": (0.5, 1.5)}, "--milestones must rise"),
+        ({"steps": 5}, "--epochs 1 and --steps 5 both set the length"),
+        ({"epochs": None}, "length of the run is not set"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum"),
+        ({"batch_norm": "virtual", "micro_batch_size": 4}, "leave --micro-batch-size out"),
+        ({"batch_norm": "virtual", "batch_size": 4}, "can't be cut into --virtual-shards 8"),
+    ],
+)
+def test_a_broken_rule_gives_the_values_and_the_rule(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_every_option_has_one_line_of_help():
+    for f in fields(TrainConfig):
+        assert 3 < len(f.metadata["help"]) < 120, f.name
+        assert "\n" not in f.metadata["help"]
+        assert flag(f.name).startswith("--")
+
+
+def test_a_resume_may_change_speed_but_not_results():
+    recorded = CONFIG.to_dict()
+    assert changed_fields(recorded, replace(CONFIG, micro_batch_size=7, output_dir="x", threads=3)) == []
+    assert changed_fields(recorded, replace(CONFIG, lr=0.2, seed=5)) == ["lr", "seed"]

@@ -1,0 +1,43 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cifar_dist.metrics import EvalResult, EvalSums, TrainSums
+
+LOGITS = torch.randn(57, 4, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.arange(57) % 3  # class 3 has no image
+
+
+def no_ranks(tensor):
+    return tensor
+
+
+def test_counts_and_losses_equal_those_taken_image_by_image():
+    sums = EvalSums(4, 2, torch.device("cpu"))
+    sums.add(0, LOGITS[:40], TARGETS[:40])
+    sums.add(1, LOGITS[40:], TARGETS[40:])
+    result = sums.result(no_ranks)
+    predicted = LOGITS.argmax(dim=1).tolist()
+    for true in range(4):
+        for guess in range(4):
+            pairs = sum(t == true and p == guess for t, p in zip(TARGETS.tolist(), predicted, strict=True))
+            assert result.confusion[true, guess] == pairs
+    assert result.num_images == 57
+    assert result.loss == pytest.approx(F.cross_entropy(LOGITS.double(), TARGETS).item(), rel=1e-12)
+    assert result.accuracy == sum(t == p for t, p in zip(TARGETS.tolist(), predicted, strict=True)) / 57
+
+
+def test_a_class_without_images_has_no_accuracy():
+    result = EvalResult(torch.tensor([[3, 1], [0, 0]]), 2.0)
+    assert result.per_class_accuracy() == [0.75, None]
+    assert result.to_dict(("cat", "dog"))["per_class_accuracy"] == {"cat": 0.75, "dog": None}
+
+
+def test_train_sums_add_up_over_batches_of_any_size():
+    sums = TrainSums(torch.device("cpu"))
+    for piece in (slice(0, 10), slice(10, 10), slice(10, 57)):
+        sums.add(F.cross_entropy(LOGITS[piece], TARGETS[piece], reduction="sum"), LOGITS[piece], TARGETS[piece])
+    loss_sum, correct, count = sums.vector.tolist()
+    assert count == 57
+    assert correct == (LOGITS.argmax(1) == TARGETS).sum()
+    assert loss_sum == pytest.approx(F.cross_entropy(LOGITS, TARGETS, reduction="sum").item(), rel=1e-5)

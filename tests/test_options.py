@@ -1,0 +1,67 @@
+import pytest
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.errors import UserError
+from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+
+
+def resolve(*argv: str) -> TrainConfig:
+    parser = OneLineParser(allow_abbrev=False)
+    add_flags(parser, TrainConfig)
+    return resolve_train_config(parser.parse(argv))
+
+
+def test_options_beat_the_recipe_and_the_recipe_beats_the_defaults():
+    config = resolve("--recipe", "li2024", "--lr", "0.5")
+    assert (config.model, config.batch_size, config.lr) == ("lenet", 4, 0.5)
+    assert TrainConfig(epochs=1).batch_size == 128
+
+
+def test_epochs_replaces_a_recipes_steps_and_steps_its_epochs():
+    assert (resolve("--recipe", "he2016").steps, resolve("--recipe", "he2016").epochs) == (64_000, None)
+    assert (
+        resolve("--recipe", "he2016", "--epochs", "3").steps,
+        resolve("--recipe", "he2016", "--epochs", "3").epochs,
+    ) == (
+        None,
+        3,
+    )
+    assert resolve("--model", "lenet", "--steps", "9").epochs is None
+
+
+def test_values_of_every_kind_are_read():
+    config = resolve(
+        *(["--model", "resnet", "--schedule", "one-cycle", "--augment", "none", "--milestones", "0.2", "0.6", "--schedule", "multistep"]),
+        *(["--drop-last", "--no-nesterov", "--max-grad-norm", "none", "--micro_batch_size=32", "--limit-train", "1_000"]),
+    )
+    assert config.model == "resnet20"
+    assert config.schedule == "multistep"
+    assert config.augment == ()
+    assert config.milestones == (0.2, 0.6)
+    assert (config.drop_last, config.nesterov, config.max_grad_norm) == (True, False, None)
+    assert (config.micro_batch_size, config.limit_train) == (32, 1000)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--model resnet81", r"unknown model 'resnet81'. Did you mean 'resnet"),
+        ("--recipe he2015", "unknown recipe 'he2015'. Did you mean 'he2016'"),
+        ("--batchsize 3", "unknown option '--batchsize'. Did you mean '--batch-size'"),
+        ("--batch-size many", "--batch-size must be a whole number, got 'many'"),
+        ("--batch-size 1.5", "--batch-size must be a whole number, got '1.5'"),
+        ("--lr fast", "--lr must be a number, got 'fast'"),
+        ("--optimizer sdg", "unknown --optimizer 'sdg'. Did you mean 'sgd'"),
+        ("--milestones 0.5 late", "--milestones takes numbers"),
+        ("--epochs", "expected one argument"),
+        ("resnet20", "unexpected argument 'resnet20'"),
+        ("--model lenet --recipe he2016", "recipe he2016 is for resnet20, .* not lenet"),
+        ("--optimizer adam --momentum 0.5", "--momentum has no effect with --optimizer adam; it needs sgd"),
+        ("--virtual-shards 4", "--virtual-shards has no effect with --batch-norm process; it needs virtual"),
+        ("--milestones 0.5", "--milestones has no effect with --schedule cosine; it needs multistep"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_the_way_out(argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolve(*argv.split())
+    assert "\n" not in str(error.value)
