@@ -35,16 +35,21 @@ class Console:
         self.say(text, "bold yellow")
 
     def configuration(self, config: TrainConfig, given: set[str]) -> None:
-        """Print every option with its value; those from the command line are marked."""
-        table = Table.grid(padding=(0, 2))
+        """Print every option that has an effect, with its value; those from the command line are marked."""
         cells = []
         for f in fields(TrainConfig):
+            other, values = f.metadata["only_with"] or (None, ())
+            if other and getattr(config, other) not in values:
+                continue
             value = getattr(config, f.name)
             shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value).replace("None", "-")
             mark = "bold cyan" if f.name in given else ""
             cells.append((f"[dim]{flag(f.name)[2:]}[/]", f"[{mark}]{escape(shown)}[/]" if mark else escape(shown)))
         columns = 3 if self.live and shutil.get_terminal_size().columns >= 100 else 2
         rows = -(-len(cells) // columns)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for _ in range(2 * columns):
+            table.add_column(overflow="fold")
         for row in range(rows):
             table.add_row(*(cell for pair in cells[row::rows] for cell in pair))
         self.rich.print(f"[bold]{config.model}[/] with recipe [bold]{config.recipe}[/]")

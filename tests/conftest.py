@@ -89,7 +89,8 @@ def train(folders, data_dir, tmp_path) -> Callable[..., Result]:
     def run(*options: str, name: str = "run") -> Result:
         AcceleratorState._reset_state(True)
         where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / name)]
-        small = ["--model", "lenet", "--epochs", "3", "--batch-size", "32", "--log-every", "3", "--threads", "1"]
+        small = ["--model", "lenet", "--batch-size", "32", "--log-every", "3", "--threads", "1"]
+        small += [] if "--steps" in options else ["--epochs", "3"]
         return Result(train_command.main([*where, *small, *options]), tmp_path / name)
 
     return run

@@ -31,8 +31,32 @@ def test_epochs_replaces_a_recipes_steps_and_steps_its_epochs():
 
 def test_values_of_every_kind_are_read():
     config = resolve(
-        *(["--model", "resnet", "--schedule", "one-cycle", "--augment", "none", "--milestones", "0.2", "0.6", "--schedule", "multistep"]),
-        *(["--drop-last", "--no-nesterov", "--max-grad-norm", "none", "--micro_batch_size=32", "--limit-train", "1_000"]),
+        *(
+            [
+                "--model",
+                "resnet",
+                "--schedule",
+                "one-cycle",
+                "--augment",
+                "none",
+                "--milestones",
+                "0.2",
+                "0.6",
+                "--schedule",
+                "multistep",
+            ]
+        ),
+        *(
+            [
+                "--drop-last",
+                "--no-nesterov",
+                "--max-grad-norm",
+                "none",
+                "--micro_batch_size=32",
+                "--limit-train",
+                "1_000",
+            ]
+        ),
     )
     assert config.model == "resnet20"
     assert config.schedule == "multistep"

@@ -24,8 +24,7 @@ def test_every_stop_signal_becomes_a_decision(number):
 def test_ctrl_c_ends_a_run_that_has_not_begun_training():
     StopSignals()
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

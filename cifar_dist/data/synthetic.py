@@ -109,7 +109,7 @@ NUISANCES: dict[str, tuple[int, float, float]] = {
     "noise_std": (1, 0, 0.1),
 }
 """Name → (values per image, low, high) of what varies, uniformly and whatever the class. Colours are in [0, 1], angles
-in radians. Tuned so that a ResNet-20 needs several epochs; backgrounds lean dark, without which it starts very slowly."""
+in radians. Tuned so that a ResNet-20 needs several epochs; backgrounds lean dark, without which it starts slowly."""
 
 
 def draw_images(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

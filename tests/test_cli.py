@@ -1,0 +1,156 @@
+"""What users get wrong: one line on standard error, exit status 2, nothing else."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cifar_dist import distributed
+from cifar_dist.cli import evaluate
+from cifar_dist.cli import train as train_command
+
+WRONG = [
+    ("--model resnet81", "unknown model 'resnet81'"),
+    ("--recipe he2015", "unknown recipe 'he2015'"),
+    ("--data cifar", "unknown data set 'cifar'. Did you mean 'cifar10'?"),
+    ("--data no/such/folder", "--data no/such/folder is not a folder"),
+    ("--augment crop flop", "unknown augmentation 'flop'. Did you mean 'flip'?"),
+    ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU"),
+    ("--mixed-precision fp8", "unknown --mixed-precision 'fp8'"),
+    ("--device gpu", "torch sees no GPU on this machine"),
+    ("--batch-size 0", "--batch-size must be greater than 0, got 0"),
+    ("--batch-size 100000", "--batch-size 100000 is larger than the 216 training images"),
+    ("--epochs ten", "--epochs must be a whole number, got 'ten'"),
+    ("--steps 5 --epochs 5", "--epochs 5 and --steps 5 both set the length"),
+    ("--val-fraction 1", "--val-fraction must be in [0, 1), got 1.0"),
+    ("--val-fraction 0.001", "fewer than the 4 classes"),
+    ("--resume nowhere", "--resume nowhere is not auto, never, a run folder"),
+    ("--output-dir /proc/run", "can't use /proc/run as the run folder"),
+    ("--learning-rate 0.1", "unknown option '--learning-rate'"),
+    ("--lr=-1", "--lr must be greater than 0, got -1.0"),
+    ("--batch-norm virtual --virtual-shards 64", "--batch-size 32 can't be cut into --virtual-shards 64"),
+    ("--optimizer adam --nesterov", "--nesterov has no effect with --optimizer adam"),
+    ("--model lenet --recipe he2016", "recipe he2016 is for resnet20"),
+    ("resnet20", "unexpected argument 'resnet20'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG, ids=[argv for argv, _ in WRONG])
+def test_a_wrong_input_is_one_line_and_status_2(train, capsys, argv, message):
+    import torch
+
+    if "GPU" in message and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert train(*argv.split()).status == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in captured.out
+
+
+def test_other_ranks_are_silent(train, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert train("--model", "resnet81").status == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_batch_smaller_than_the_world_is_refused_before_a_process_group_is_needed(train, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert train("--batch-size", "4").status == 2
+    assert "--batch-size 4 is smaller than the 8 processes; use 8 or more" in capsys.readouterr().err
+
+
+def test_a_launcher_that_started_more_processes_than_accelerate_sees_is_refused(train, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but no rendezvous: each process would train alone
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    assert train().status == 2
+    assert "the launcher started 2 processes, but Accelerate sees 1" in capsys.readouterr().err
+
+
+def test_accumulation_asked_of_the_launcher_is_refused(train, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train().status == 2
+    assert "leave --gradient_accumulation_steps out of the launch" in capsys.readouterr().err
+
+
+def test_another_configuration_in_the_same_folder_is_refused(train, capsys):
+    train("--seed", "1")
+    assert train("--seed", "2").status == 2
+    assert "has --seed 1, not 2; leave --seed out to go on, or use another --output-dir" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(train, capsys, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run/.lock"):
+        assert train().status == 2
+    assert "is in use by another process" in capsys.readouterr().err
+
+
+def test_changed_data_are_refused_on_resume(train, capsys, tmp_path, folders, monkeypatch):
+    from conftest import copy_tree
+    from test_engine import stop_after
+
+    root = copy_tree(folders, tmp_path / "set")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        train("--data", str(root))
+    (root / "train/cat/0000.png").unlink()
+    assert train("--data", str(root)).status == 2
+    assert "restore the data, or use another --output-dir" in capsys.readouterr().err
+
+
+def test_the_launchers_precision_counts_unless_ours_is_given(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(name="a").json("config.json")["config"]["mixed_precision"] == "bf16"
+    assert train("--mixed-precision", "no", name="b").json("config.json")["config"]["mixed_precision"] == "no"
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit) as error:
+        train_command.main(["--help"])
+    assert error.value.code == 0
+    assert "--virtual-shards" in capsys.readouterr().out
+
+
+# ---- eval.py
+
+
+def test_evaluating_a_run_again_gives_the_same_integers(train, data_dir, capsys):
+    result = train("--limit-eval", "80")
+    tested = result.json("summary.json")["test"]
+    for name in ("", "model.safetensors"):
+        options = ["--checkpoint", str(result.folder / name), "--data-dir", str(data_dir), "--limit-eval", "80"]
+        assert evaluate.main(options) == 0
+        written = result.json("eval-test.json")
+        assert written["confusion_matrix"] == tested["confusion_matrix"]
+        assert written["loss"] == tested["loss"]
+    assert "all" in capsys.readouterr().out
+
+
+def test_evaluating_on_validation_gives_the_best_validation_line(train, data_dir, tmp_path):
+    result = train()
+    output = tmp_path / "val.json"
+    options = ["--split", "val", "--output", str(output), "--data-dir", str(data_dir)]
+    assert evaluate.main(["--checkpoint", str(result.folder), *options]) == 0
+    assert json.loads(output.read_text())["accuracy"] == result.json("summary.json")["val"]["accuracy"]
+
+
+def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_path, capsys):
+    result = train("--val-fraction", "0", "--steps", "2")
+    (tmp_path / "notes.safetensors").write_text("no weights")
+    capsys.readouterr()
+    for options, message in [
+        ([], "--checkpoint is required"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--checkpoint", str(tmp_path)], "holds no model.safetensors"),
+        (["--checkpoint", str(tmp_path / "notes.safetensors")], "is not a weights file"),
+        (["--checkpoint", str(result.folder), "--split", "val"], "no validation split; use --split test"),
+        (["--checkpoint", str(result.folder), "--split", "train"], "unknown --split 'train'"),
+        (["--checkpoint", str(result.folder), "--data", "cifar"], "unknown data set 'cifar'"),
+    ]:
+        assert evaluate.main([*options, "--data-dir", str(data_dir)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line

@@ -1,0 +1,241 @@
+"""The loops, in one process: what a step computes, and that stopping and going on changes nothing."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import untimed
+from safetensors.torch import load
+
+from cifar_dist import engine, preemption
+from cifar_dist.engine import EVAL_BLOCK
+from cifar_dist.models import build_model
+
+NORMS = ["--model", "resnet20", "--limit-train", "64", "--limit-eval", "20", "--epochs", "2"]
+
+
+def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Raise a signal in the middle of step `step` of the next run, and vote after every step."""
+    whole = engine.train_step
+
+    def train_step(run, index, lr):
+        whole(run, index, lr)
+        if index + 1 == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(engine, "train_step", train_step)
+    monkeypatch.setattr(preemption, "VOTE_EVERY_S", 0.0)
+
+
+def test_a_run_leaves_the_folder_the_design_promises(train):
+    result = train()
+    assert result.status == 0
+    assert {"config.json", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints"} <= {
+        p.name for p in result.folder.iterdir()
+    }
+    summary, config = result.json("summary.json"), result.json("config.json")
+    assert summary["status"] == "finished"
+    assert torch.tensor(summary["test"]["confusion_matrix"]).sum() == summary["test"]["num_images"] == 100
+    assert set(summary["test"]["per_class_accuracy"]) == {"bird", "cat", "dog", "ship"}
+    assert config["config"]["batch_size"] == 32
+    assert config["dataset"]["fingerprint"]
+    assert config["starts"][-1]["world_size"] == 1
+    assert config["starts"][-1]["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert [line["step"] for line in result.metrics("train")] == [3, 6, 7, 9, 12, 14, 15, 18, 21]
+    assert [line["step"] for line in result.metrics("val")] == [7, 14, 21]
+    assert [line["kind"] for line in result.metrics()][-1] == "test"
+    last = result.metrics("train")[-1]
+    assert (last["samples"], last["epoch"]) == (3 * 216, 3.0)
+    assert last.keys() >= {"loss", "accuracy", "lr", "images_per_second", "seconds"}
+
+
+def test_the_best_weights_on_validation_are_kept_and_tested(train):
+    result = train("--lr", "0.05", "--epochs", "6", "--keep-checkpoints", "1")
+    val = result.metrics("val")
+    best = max(val, key=lambda line: (line["accuracy"], -line["step"]))
+    assert result.json("summary.json")["best_step"] == best["step"] == result.metrics("test")[0]["step"]
+    kept = result.folder / f"checkpoints/step_{best['step']:08d}/model.safetensors"
+    assert kept.read_bytes() == result.weights()
+    assert len(list((result.folder / "checkpoints").glob("step_*"))) <= 2
+
+
+@pytest.mark.parametrize("micro_batch_size", ["32", "5", "1"])
+def test_accumulation_takes_the_same_step_as_the_whole_batch(train, micro_batch_size):
+    plain = ["--steps", "10", "--val-fraction", "0", "--schedule", "constant", "--warmup", "0"]
+    whole = load(train(*plain, name="whole").weights())
+    cut = load(train(*plain, "--micro-batch-size", micro_batch_size, name="cut").weights())
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_run_equals_the_loop_written_out(train, folders, data_dir):
+    """The independent truth: torch's own modules, the mean over each batch, a short last batch included."""
+    from cifar_dist.data import load_dataset
+    from cifar_dist.sampling import epoch_order
+
+    options = (
+        "--val-fraction 0 --augment none --epochs 2 --batch-size 50 --no-nesterov --lr 0.02 --weight-decay 0.1"
+    )
+    more = "--label-smoothing 0.1 --max-grad-norm 0.5 --schedule cosine --warmup 0 --decay-all --seed 3"
+    result = train(*options.split(), *more.split())
+    dataset = load_dataset(str(folders), data_dir)
+    mean, std = (torch.tensor(s).view(1, 3, 1, 1) for s in (dataset.mean, dataset.std))
+    images = ((dataset.train.images.double() / 255 - mean) / std).float()
+    torch.manual_seed(3)
+    model = build_model("lenet", 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for epoch in range(2):
+        for index in epoch_order(3, epoch, 240).split(50):
+            loss = F.cross_entropy(model(images[index]), dataset.train.targets[index], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            scheduler.step()
+    trained = load(result.weights())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6)
+    assert result.metrics("train")[-1]["accuracy"] > 0  # counted from the same logits
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_every_stop_signal_leaves_a_checkpoint_and_status_75(train, monkeypatch, number):
+    stop_after(monkeypatch, 4, number)
+    result = train()
+    assert result.status == 75
+    assert result.json("summary.json")["status"] == "interrupted"
+    assert result.json("summary.json")["signal"] == number.name
+    assert (result.folder / "checkpoints/step_00000004/manifest.json").exists()
+
+
+def test_an_interrupted_worker_of_a_launcher_exits_with_0(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    stop_after(monkeypatch, 4)
+    result = train()
+    assert result.status == 0
+    assert result.json("summary.json")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer", "adamw", "--lr", "0.01", "--ema-decay", "0.9", "--micro-batch-size", "5"],
+        [*NORMS, "--ema-decay", "0.9", "--micro-batch-size", "9"],
+        [*NORMS, "--batch-norm", "virtual", "--virtual-shards", "4", "--max-grad-norm", "1"],
+        ["--mixed-precision", "bf16"],
+        ["--val-fraction", "0", "--drop-last", "--schedule", "one-cycle", "--warmup", "0.2"],
+    ],
+)
+def test_stopping_at_any_step_and_going_on_changes_no_bit_and_no_line(train, monkeypatch, options):
+    whole = train(*options, name="whole")
+    steps = whole.json("summary.json")["total_steps"]
+    for step in (1, steps // 2, steps - 1):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            stopped = train(*options, name=f"stopped-{step}")
+            assert stopped.status == 75
+        resumed = train(*options, name=f"stopped-{step}")
+        assert resumed.status == 0
+        assert resumed.weights() == whole.weights()
+        assert untimed(resumed.metrics()) == untimed(whole.metrics())
+
+
+def test_going_on_from_a_broken_newest_checkpoint_uses_the_one_before_and_says_so(train, monkeypatch, capsys):
+    whole = train(name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        stopped = train(name="stopped")
+    path = stopped.folder / "checkpoints/step_00000010/training.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    resumed = train(name="stopped")
+    out = capsys.readouterr().out
+    assert "skipped a broken checkpoint" in out
+    assert "going on from step 7" in out
+    assert resumed.weights() == whole.weights()
+    assert untimed(resumed.metrics()) == untimed(whole.metrics())
+
+
+def test_a_finished_run_is_not_trained_again(train, monkeypatch, capsys):
+    first = train()
+    before = (first.folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(engine, "train_step", lambda *_: pytest.fail("trained"))
+    assert train().status == 0
+    assert "is already finished" in capsys.readouterr().out
+    assert (first.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_never_starts_over_and_loses_nothing(train):
+    first = train("--seed", "1")
+    weights = first.weights()
+    second = train("--seed", "2", "--resume", "never")
+    assert second.weights() != weights
+    assert (first.folder.with_name("run.1") / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_can_be_forked_from_an_earlier_checkpoint(train):
+    whole = train("--keep-checkpoints", "9")
+    source = whole.folder / "checkpoints/step_00000007"
+    fork = train("--keep-checkpoints", "9", "--resume", str(source), name="fork")
+    assert fork.weights() == whole.weights()
+    assert untimed(fork.metrics()) == untimed(whole.metrics())
+    assert [start["from_step"] for start in fork.json("config.json")["starts"]] == [0, 7]
+
+
+def test_a_resumed_run_needs_only_its_folder(train, monkeypatch):
+    from cifar_dist.cli.train import main
+
+    whole = train("--seed", "5", name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        stopped = train("--seed", "5")
+    assert main(["--resume", str(stopped.folder), "--threads", "1"]) == 0
+    assert stopped.weights() == whole.weights()
+
+
+def test_a_diverged_run_fails_on_one_line_and_keeps_what_was_good(train, capsys):
+    result = train("--lr", "1e30", "--schedule", "constant", "--warmup", "0")
+    assert result.status == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("failed: the loss became nan or infinite")
+    assert result.json("summary.json")["status"] == "failed"
+    assert all("nan" not in json.dumps(m).lower() for m in result.metrics())
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(train, monkeypatch, capsys):
+    from cifar_dist import checkpoint
+
+    save, count = checkpoint.save, []
+
+    def fill(*arguments):
+        count.append(1)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    whole = train(name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fill)
+        result = train()
+    assert result.status == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert train().weights() == whole.weights()
+
+
+def test_the_evaluation_of_a_lost_weights_file_fails_on_one_line(train, monkeypatch, capsys):
+    stop_after(monkeypatch, 8)
+    stopped = train()
+    shutil.rmtree(stopped.folder / "checkpoints/step_00000007")
+    monkeypatch.undo()
+    result = train("--lr", "0.0000001")
+    assert result.status == 2  # another lr: refused before anything else
+    assert "has --lr 0.05, not 1e-07" in capsys.readouterr().err
+
+
+def test_blocks_cover_an_evaluation_set_that_is_no_multiple_of_their_size(train):
+    result = train("--limit-eval", "23")
+    assert result.metrics("test")[0]["num_images"] == 23
+    assert EVAL_BLOCK > 23
