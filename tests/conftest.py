@@ -22,6 +22,13 @@ ROOT = Path(__file__).parent.parent
 CLASSES = ("bird", "cat", "dog", "ship")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
 def write_class_folders(root: Path, train: int = 60, test: int = 25, suffix: str = ".png") -> None:
     """Write `train` and `test` images of each of CLASSES: a class has a colour, under noise."""
     rng = np.random.default_rng(0)
