@@ -57,9 +57,7 @@ def launch_request() -> LaunchRequest | None:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return None
-    start = next(
-        (i for i, w in enumerate(words[:4]) if w == "launch" or w.endswith(("accelerate-launch", "launch.py"))), None
-    )
+    start = next((i for i, word in enumerate(words[:4]) if word.endswith(("launch", "launch.py"))), None)
     if start is None or not any("accelerate" in word for word in words[: start + 1]):
         return None
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
