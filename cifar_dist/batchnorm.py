@@ -54,7 +54,10 @@ class RunningStatistics:
     def __init__(self, model: nn.Module) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.momenta = [float(layer.momentum or 0.0) for layer in self.layers]
-        self.buffers = [b for layer in self.layers for b in (layer.running_mean, layer.running_var) if b is not None]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [b for layer in self.layers for b in (layer.running_mean, layer.running_var) if b is not None]
 
     def weigh(self, weights: Sequence[float], i: int) -> None:
         """Set the momenta for micro-batch `i` so that a whole step updates once, by the weighted mean over micro-batches.

@@ -1,6 +1,7 @@
 """Every question of ranks, process groups and collectives. Nothing else in the package calls torch.distributed."""
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -113,11 +114,14 @@ def uses_gpu(config: TrainConfig) -> bool:
 def start(config: TrainConfig) -> Accelerator:
     """Join the process group on the device the configuration asks for. Raises `UserError` on every rank alike."""
     check_launch(config, launch_request())
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // env_int("LOCAL_WORLD_SIZE", 1)))
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // env_int("LOCAL_WORLD_SIZE", 1))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate warns and chooses for itself where it is unset
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+    # torch 2.14 wants another name for it, which torch 2.11 and Accelerate don't know.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         cpu=not uses_gpu(config),
         mixed_precision=config.mixed_precision,
@@ -127,6 +131,7 @@ def start(config: TrainConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
     )
+    torch.set_num_threads(threads)
     launched = env_int("WORLD_SIZE", 1)
     if accelerator.num_processes != launched:
         raise UserError(

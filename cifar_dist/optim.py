@@ -33,15 +33,14 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.model, self.decay = model, decay
         self.module = copy.deepcopy(model).requires_grad_(False)
-        self._pairs = list(zip(_floats(self.module), _floats(model), strict=True))
 
     def update(self, step: int) -> None:
         """Blend in the weights after optimizer step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, values = zip(*self._pairs, strict=True)
-        get_ema_multi_avg_fn(decay)(averages, values, None)
+        # Looked up each time: Accelerate moves parameters to other storage when it prepares a model.
+        get_ema_multi_avg_fn(decay)(_floats(self.module), _floats(self.model), None)
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

@@ -204,7 +204,7 @@ def start_run(
     state = build_state(config, len(dataset.classes), accelerator)
     if opening.saved:
         check_same_data(opening, dataset)
-        restore(state, opening.saved.files[TRAINING_FILE], device)
+        restore(state, opening.saved.files[TRAINING_FILE])
     run = Run(config, accelerator, dataset, splits, plan, Normalize(mean, std, device), state, folder, console, signals)
     here = environment(device, accelerator.num_processes)
     console.configuration(config, set(given))

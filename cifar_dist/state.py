@@ -93,9 +93,9 @@ def snapshot(state: TrainState) -> bytes:
     return buffer.getvalue()
 
 
-def restore(state: TrainState, data: bytes, device: torch.device) -> None:
+def restore(state: TrainState, data: bytes) -> None:
     """Put the bytes of `snapshot` into a freshly built state, on as many ranks as there were or on others."""
-    content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     state.bare.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     if state.scaler:

@@ -103,10 +103,10 @@ def train(folders, data_dir, tmp_path) -> Callable[..., Result]:
     return run
 
 
-def launch(world_size: int, command: list[str], *, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+def launch(world_size: int, command: list[str], *, check: bool = True) -> subprocess.CompletedProcess:
     """Run a Python script in `world_size` real CPU processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **env}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [*torchrun, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )

@@ -76,9 +76,7 @@ def test_a_run_equals_the_loop_written_out(train, folders, data_dir):
     from cifar_dist.data import load_dataset
     from cifar_dist.sampling import epoch_order
 
-    options = (
-        "--val-fraction 0 --augment none --epochs 2 --batch-size 50 --no-nesterov --lr 0.02 --weight-decay 0.1"
-    )
+    options = "--val-fraction 0 --augment none --epochs 2 --batch-size 50 --no-nesterov --lr 0.02 --weight-decay 0.1"
     more = "--label-smoothing 0.1 --max-grad-norm 0.5 --schedule cosine --warmup 0 --decay-all --seed 3"
     result = train(*options.split(), *more.split())
     dataset = load_dataset(str(folders), data_dir)

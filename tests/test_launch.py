@@ -48,7 +48,7 @@ def commands_of_the_readme() -> list[list[str]]:
 @pytest.mark.parametrize("words", commands_of_the_readme(), ids=lambda words: Path(words[1]).stem)
 def test_the_launcher_understands_every_command_of_the_readme(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     assert args.training_script_args == ["--model", "resnet"]
     assert args.num_processes >= 1
     assert args.multi_gpu == ("multi" in words[1])
@@ -96,7 +96,9 @@ def test_a_config_starts_what_its_name_says(words, world_size, folders, data_dir
 @pytest.mark.slow
 def test_two_launchers_of_the_multi_node_config_form_one_world(folders, data_dir, tmp_path):
     port = str(20000 + os.getpid() % 10000)
-    words = f"--config_file launch/multi_node.yaml --num_processes 4 --main_process_ip 127.0.0.1 --main_process_port {port}"
+    words = (
+        f"--config_file launch/multi_node.yaml --num_processes 4 --main_process_ip 127.0.0.1 --main_process_port {port}"
+    )
     nodes = [
         accelerate_launch([*words.split(), "--machine_rank", n], tmp_path / "run", folders, data_dir, "--device", "cpu")
         for n in ("0", "1")
@@ -139,8 +141,14 @@ class FakeParent:
     [
         ("python /bin/accelerate launch --cpu --num_processes 2 train.py", LaunchRequest(2, None, True)),
         ("python -m accelerate.commands.launch train.py", LaunchRequest(None, None, False)),
-        ("/bin/accelerate-launch --config_file launch/multi_cpu.yaml x.py", LaunchRequest(2, "launch/multi_cpu.yaml", True)),
-        ("python /bin/accelerate launch --config_file launch/gpu.yaml x.py", LaunchRequest(1, "launch/gpu.yaml", False)),
+        (
+            "/bin/accelerate-launch --config_file launch/multi_cpu.yaml x.py",
+            LaunchRequest(2, "launch/multi_cpu.yaml", True),
+        ),
+        (
+            "python /bin/accelerate launch --config_file launch/gpu.yaml x.py",
+            LaunchRequest(1, "launch/gpu.yaml", False),
+        ),
         ("bash", None),
         ("python launch", None),
         ("python /bin/accelerate launch --no_such_flag", None),

@@ -1,0 +1,248 @@
+"""Several real processes: the same samples, pixels, weights and integers on every world size, and no hang."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Result, launch, untimed
+from safetensors.torch import load
+
+from cifar_dist import distributed
+from cifar_dist.errors import UserError
+
+WORLD_SIZES = (1, 2, 3, 4, 7)
+LENET = "--model lenet --batch-size 32 --lr 0.005 --schedule constant --warmup 0 --log-every 4"
+RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.001 --schedule constant --warmup 0"
+JOBS = {
+    # 193 training images: each epoch's last batch holds one, so all ranks but one have none.
+    "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
+    "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
+    "virtual": f"{RESNET} --steps 40 --batch-norm virtual --virtual-shards 12 --ema-decay 0.9",
+    "process": f"{RESNET} --steps 12",
+    "sync": f"{RESNET} --steps 6 --limit-train 145 --batch-norm sync",
+}
+TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "virtual": 1e-5, "sync": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def jobs(folders, data_dir, tmp_path_factory) -> Callable[..., Result]:
+    """Return a function that runs some JOBS on a world size, all in one set of processes, and their results by name."""
+    base = tmp_path_factory.mktemp("jobs")
+
+    def run(world_size: int, names: list[str], *, suffix: str = "", stop=None, start=0) -> dict[str, Result]:
+        listed, results = [], {}
+        for name in names:
+            folder = base / f"{name}-{suffix or world_size}"
+            record = folder.with_name(f"{folder.name}-seen-{start}")
+            record.mkdir()
+            argv = [
+                *JOBS[name].split(),
+                "--data",
+                str(folders),
+                "--data-dir",
+                str(data_dir),
+                "--output-dir",
+                str(folder),
+            ]
+            listed.append({"argv": [*argv, "--threads", "1"], "record": str(record), "stop": stop})
+            results[name] = Result(0, folder)
+        path = base / f"jobs-{world_size}-{suffix}-{start}.json"
+        path.write_text(json.dumps(listed))
+        launch(world_size, ["tests/worker.py", str(path)])
+        return results
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_world_size(jobs) -> dict[int, dict[str, Result]]:
+    return {size: jobs(size, list(JOBS) if size != 7 else ["lenet"]) for size in WORLD_SIZES}
+
+
+def seen(result: Result, start: int = 0) -> dict[int, list]:
+    """What all ranks together saw: step -> sorted (epoch, place, digest of the pixels)."""
+    steps: dict[int, list] = {}
+    for path in result.folder.with_name(f"{result.folder.name}-seen-{start}").glob("rank-*.jsonl"):
+        for line in path.open():
+            step, samples = json.loads(line)
+            steps.setdefault(step, []).extend(samples)
+    return {step: sorted(samples) for step, samples in steps.items()}
+
+
+def difference(a: Result, b: Result) -> float:
+    """The largest |difference| of any parameter of the final weights."""
+    x, y = load(a.weights()), load(b.weights())
+    return max((x[name] - y[name]).abs().max().item() for name in x if "running" not in name and "num_" not in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_every_step_sees_the_same_samples_and_pixels(by_world_size, world_size):
+    for name, result in by_world_size[world_size].items():
+        alone = seen(by_world_size[1][name])
+        assert seen(result) == alone
+        assert len(alone) == len(set(alone)) > 0
+    per_epoch = [len(s) for s in seen(by_world_size[world_size]["lenet"]).values()]
+    assert per_epoch[:7] == [32] * 6 + [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_weights_do_not_depend_on_the_world_size(by_world_size, world_size):
+    for name, tolerance in TOLERANCE.items():
+        assert difference(by_world_size[world_size][name], by_world_size[1][name]) < tolerance, name
+
+
+@pytest.mark.slow
+def test_batch_norm_per_process_is_what_makes_a_difference(by_world_size):
+    """So that the test above could fail: the same run without virtual shards is off by far more."""
+    assert difference(by_world_size[4]["process"], by_world_size[1]["process"]) > 1e-4
+
+
+@pytest.mark.slow
+def test_running_statistics_do_not_depend_on_the_world_size_with_virtual_shards(by_world_size):
+    one, four = (load(by_world_size[size]["virtual"].weights()) for size in (1, 4))
+    for name in one:
+        if "running" in name:
+            torch.testing.assert_close(four[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_logged_losses_and_counts_do_not_depend_on_the_world_size(by_world_size, world_size):
+    for name in ("lenet", "virtual"):
+        ours, alone = (untimed(by_world_size[size][name].metrics()) for size in (world_size, 1))
+        for a, b in zip(ours, alone, strict=True):
+            assert (a["kind"], a["step"], a["samples"]) == (b["kind"], b["step"], b["samples"])
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.011)
+
+
+@pytest.mark.slow
+def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_world_size(
+    by_world_size, data_dir, tmp_path
+):
+    run = by_world_size[1]["virtual"]
+    records = []
+    for world_size in (1, 2, 3):  # 100 test images are one block: other ranks than one have nothing
+        output = tmp_path / f"{world_size}.json"
+        options = [
+            "--checkpoint",
+            str(run.folder),
+            "--data-dir",
+            str(data_dir),
+            "--output",
+            str(output),
+            "--threads",
+            "1",
+        ]
+        launch(world_size, ["eval.py", *options])
+        records.append(json.loads(output.read_text()))
+    assert records[0] == records[1] == records[2]
+    assert records[0]["num_images"] == 100
+
+
+@pytest.mark.slow
+def test_a_signal_at_one_rank_stops_all_and_going_on_is_exact(jobs, by_world_size):
+    names = ["lenet", "process"]
+    stopped = jobs(3, names, suffix="stopped", stop={"rank": 2, "step": 9})
+    for result in stopped.values():
+        summary = result.json("summary.json")
+        assert (summary["status"], summary["signal"], summary["step"]) == ("interrupted", "SIGUSR1", 9)
+    resumed = jobs(3, names, suffix="stopped", start=9)
+    for name in names:
+        whole = by_world_size[3][name]
+        assert resumed[name].weights() == whole.weights()
+        assert untimed(resumed[name].metrics()) == untimed(whole.metrics())
+        assert seen(resumed[name]) | seen(resumed[name], start=9) == seen(whole)
+
+
+@pytest.mark.slow
+def test_going_on_with_other_numbers_of_processes_sees_the_same_samples_and_ends_at_the_same_weights(
+    jobs, by_world_size
+):
+    names = ["lenet", "virtual"]
+    jobs(4, names, suffix="moved", stop={"rank": 1, "step": 11})
+    jobs(1, names, suffix="moved", stop={"rank": 0, "step": 23}, start=11)
+    moved = jobs(2, names, suffix="moved", start=23)
+    for name in names:
+        alone = by_world_size[1][name]
+        assert seen(moved[name]) | seen(moved[name], start=11) | seen(moved[name], start=23) == seen(alone)
+        assert difference(moved[name], alone) < 1e-5
+        lines, expected = (untimed(r.metrics()) for r in (moved[name], alone))
+        assert [(m["kind"], m["step"]) for m in lines] == [(m["kind"], m["step"]) for m in expected]
+        for a, b in zip(lines, expected, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        starts = moved[name].json("config.json")["starts"]
+        assert [(s["from_step"], s["world_size"]) for s in starts] == [(0, 4), (11, 1), (23, 2)]
+
+
+ONE_RANK_FAILS = """
+import os, sys
+from cifar_dist import run
+from cifar_dist.cli.train import main
+from cifar_dist.errors import UserError
+load = run.load_dataset
+def load_dataset(*where):
+    if os.environ["RANK"] == "1":
+        raise {error}
+    return load(*where)
+run.load_dataset = load_dataset
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("UserError('no data on this node')", "error: no data on this node"),
+        ("RuntimeError('a bug')", "RuntimeError: a bug"),
+    ],
+)
+def test_an_error_on_one_rank_ends_all_without_a_hang(folders, data_dir, tmp_path, error, expected):
+    script = tmp_path / "fails.py"
+    script.write_text(ONE_RANK_FAILS.replace("{error}", error))
+    options = [*LENET.split(), "--steps", "5", "--data", str(folders), "--data-dir", str(data_dir)]
+    started = time.monotonic()
+    result = launch(3, [str(script), *options, "--output-dir", str(tmp_path / "run")], check=False)
+    assert result.returncode == 1  # the launcher's
+    assert time.monotonic() - started < 120
+    assert result.stderr.count(expected) == 1
+    if "UserError" in error:
+        assert "exitcode  : 2" in result.stderr
+        assert 'Traceback (most recent call last):\n  File "' + str(script) not in result.stderr
+
+
+def test_a_difference_between_ranks_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+
+    def gather(values, value):
+        values[:] = [value, "other"]
+
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    with pytest.raises(UserError, match="the data differs between processes: mine on rank 0, other on rank 1"):
+        distributed.check_equal("mine", "the data")
+
+
+def test_helpers_do_nothing_on_one_process():
+    vector = torch.arange(3.0)
+    assert distributed.sum_across_ranks(vector) is vector
+    assert distributed.gather_rows(vector).shape == (1, 3)
+    assert distributed.on_main(lambda: 5) == distributed.on_all(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        distributed.on_main(lambda: 1 / 0)
+
+
+def test_only_distributed_talks_to_torch_distributed():
+    command = ["git", "grep", "-lE", r"torch\.distributed|import dist\b", "--", "cifar_dist/*.py"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert found.stdout.split() == ["cifar_dist/distributed.py"]
+    assert Path(sys.executable).exists()

@@ -1,0 +1,51 @@
+"""Runs several train.py command lines in one set of processes: torchrun tests/worker.py JOBS.json.
+
+Importing torch costs more than the runs; so they share the processes. A job may ask to record what each rank sees, or to
+be stopped by a signal at one rank.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from cifar_dist import distributed, engine, preemption
+from cifar_dist.cli.train import main
+
+load_batch, train_step, vote_every_s = engine.load_batch, engine.train_step, preemption.VOTE_EVERY_S
+
+
+def run(job: dict[str, Any]) -> None:
+    """Run one job: {"argv", "record": a folder or None, "stop": {"rank", "step"} or None}."""
+    rank = int(os.environ["RANK"])
+
+    def recording(run, epoch, places):
+        images, targets = load_batch(run, epoch, places)
+        digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
+        seen = [[epoch, place, digest] for place, digest in zip(places, digests, strict=True)]
+        with Path(job["record"], f"rank-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([run.state.progress.step, seen]) + "\n")
+        return images, targets
+
+    def stopping(run, step, lr):
+        train_step(run, step, lr)
+        if step + 1 == job["stop"]["step"] and rank == job["stop"]["rank"]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    engine.load_batch = recording if job["record"] else load_batch
+    engine.train_step = stopping if job["stop"] else train_step
+    preemption.VOTE_EVERY_S = 0.0 if job["stop"] else vote_every_s
+    status = main(job["argv"])
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    stop = distributed.stop
+    distributed.stop = lambda: None  # the jobs share a process group
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(job)
+    stop()
