@@ -1,0 +1,39 @@
+# Everything happens in .venv; PYTHON chooses what it is made from (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-slow test-gpu lint type setup setup-dev clean
+
+train: setup ## train a small ResNet, for ten minutes at most on two CPU cores
+	$(BIN)/accelerate launch train.py --model resnet --data auto --epochs 3 --output-dir runs/first
+
+test: setup-dev ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup-dev ## the tests with several real processes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup-dev ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: setup-dev
+	$(BIN)/mypy
+
+setup: .venv/installed
+setup-dev: .venv/installed-dev
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean: ## remove the environment, not data or runs
+	rm -rf .venv
