@@ -65,7 +65,8 @@ class RunningStatistics:
         With shares w_j of the step, momentum a_i = m w_i / (1 - m (w_i+1 + w_i+2 + ...)) makes the sequence of updates
         equal r <- (1 - m) r + m (w_0 s_0 + w_1 s_1 + ...).
         """
-        now, later = weights[i] / sum(weights), sum(weights[i + 1 :]) / sum(weights)
+        total = max(1, sum(weights))
+        now, later = weights[i] / total, sum(weights[i + 1 :]) / total
         for layer, m in zip(self.layers, self.momenta, strict=True):
             layer.momentum = m * now / (1 - m * later)
 

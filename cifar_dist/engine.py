@@ -99,10 +99,10 @@ def train_step(run: Run, step: int, lr: float) -> None:
     micro_batches = plan.micro_batches(step, run.rank)
     seed_dropout(config.seed, step, run.rank, run.device)  # so a restart draws what would have been drawn
     set_lr(state.optimizer, lr)
+    weights = [1 if plan.virtual_shards else len(places) for places in micro_batches]
     for i, places in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
-        if len(micro_batches) > 1:
-            state.statistics.weigh([1 if plan.virtual_shards else len(m) for m in micro_batches], i)
+        state.statistics.weigh(weights, i)
         with nullcontext() if last else accelerator.no_sync(state.model):  # one all-reduce a step
             images, targets = load_batch(run, epoch, places)
             logits = forward(run, images)
@@ -123,9 +123,8 @@ def load_batch(run: Run, epoch: int, places: range) -> tuple[Tensor, Tensor]:
 
     A pure function of the seed, the epoch and the places: no rank, no generator's history.
     """
-    order = epoch_order(run.config.seed, epoch, run.plan.num_images)
-    index = order[places.start : places.stop].to(run.device)
-    images, targets = run.splits.train.gather(index)
+    order = epoch_order(run.config.seed, epoch, run.plan.num_images, run.device)
+    images, targets = run.splits.train.gather(order[places.start : places.stop])
     positions = torch.arange(places.start, places.stop, device=run.device) + epoch * run.plan.num_images
     return augment(run.normalize(images), positions, run.config.augment, run.config.seed), targets
 
@@ -176,11 +175,14 @@ def evaluate(
 
 def log_training(run: Run, lr: float) -> None:
     """Write and show the mean over the steps since the last line. Collective."""
-    loss_sum, correct, count = sum_across_ranks(run.state.sums.vector).tolist()
+    progress, samples_before = run.state.progress, run.plan.samples_before
+    loss_sum, correct = sum_across_ranks(run.state.sums.vector).tolist()
     run.state.sums.vector.zero_()
-    images_per_s = run.stopwatch.lap(run.plan.samples_before(run.state.progress.step))
+    count = samples_before(progress.step) - samples_before(progress.logged_step)
+    progress.logged_step = progress.step
+    images_per_s = run.stopwatch.lap(samples_before(progress.step))
     line = _line(run, "train", loss=loss_sum / count, accuracy=correct / count, lr=lr, images_per_second=images_per_s)
-    samples_left = run.plan.samples_before(run.plan.total_steps) - line["samples"]
+    samples_left = samples_before(run.plan.total_steps) - line["samples"]
     if run.rank == 0:
         run.folder.append_metrics(line)
     run.console.train_line(line, run.plan.total_steps, samples_left / images_per_s)

@@ -10,11 +10,13 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.randomness import Purpose, random_bits
 
+CPU = torch.device("cpu")
+
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+def epoch_order(seed: int, epoch: int, num_images: int, device: torch.device = CPU) -> Tensor:
     """Return the order in which epoch `epoch` visits the images: a permutation of 0 .. num_images - 1, int64."""
-    positions = torch.arange(epoch * num_images, (epoch + 1) * num_images)
+    positions = torch.arange(epoch * num_images, (epoch + 1) * num_images, device=device)
     return random_bits(seed, Purpose.ORDER, positions).argsort(stable=True)
 
 

@@ -24,6 +24,7 @@ class Progress:
     """How far a run is. Equal on every rank."""
 
     step: int = 0  # optimizer steps done
+    logged_step: int = 0  # where the last training line was written
     seconds: float = 0.0  # spent training, over all starts
     best_step: int | None = None
     best_correct: int = -1  # validation images recognised at best_step

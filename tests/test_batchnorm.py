@@ -21,6 +21,8 @@ def test_a_step_of_several_micro_batches_updates_once_by_their_weighted_mean(wei
         variances += weight / sum(weights) * x.transpose(0, 1).flatten(1).var(dim=1)
     torch.testing.assert_close(layer.running_mean, 0.7 * before[0] + 0.3 * means)
     torch.testing.assert_close(layer.running_var, 0.7 * before[1] + 0.3 * variances)
+    statistics.weigh((4,), 0)
+    assert layer.momentum == pytest.approx(0.3)  # a step of one micro-batch, like a short last batch, is as ever
 
 
 def test_statistics_go_into_a_vector_and_back():

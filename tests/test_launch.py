@@ -18,6 +18,8 @@ from cifar_dist.distributed import LaunchRequest, launch_request
 
 CONFIGS = sorted((ROOT / "launch").glob("*.yaml"))
 
+GPUS = torch.cuda.device_count()
+
 EXPECTED = {
     "cpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": True},
     "gpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "gpu_ids": "0"},
@@ -78,9 +80,9 @@ def finish(*launchers: subprocess.Popen) -> list[tuple[int, str]]:
         ("--config_file launch/multi_cpu.yaml", 2),
         ("--config_file launch/multi_cpu.yaml --num_processes 3", 3),
         pytest.param("--config_file launch/gpu.yaml", 1, marks=pytest.mark.gpu),
-        pytest.param(f"--config_file launch/multi_gpu.yaml --num_processes {torch.cuda.device_count()}", torch.cuda.device_count(), marks=pytest.mark.gpu),
+        pytest.param(f"--config_file launch/multi_gpu.yaml --num_processes {GPUS}", GPUS, marks=pytest.mark.gpu),
     ],
-)  # fmt: skip
+)
 def test_a_config_starts_what_its_name_says(words, world_size, folders, data_dir, tmp_path):
     if "multi_gpu" in words and world_size < 2:
         pytest.skip("fewer than two GPUs")
