@@ -17,6 +17,7 @@ import torch
 from cifar_dist.checkpoint import write_atomically
 from cifar_dist.errors import UserError
 
+CONFIG_FILE, SUMMARY_FILE = "config.json", "summary.json"
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 
 

@@ -14,7 +14,8 @@ from cifar_dist.data import check_data_name
 from cifar_dist.errors import UserError, lookup
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
 from cifar_dist.preemption import StopSignals
-from cifar_dist.run import resume_source, train_run
+from cifar_dist.resume import resume_source
+from cifar_dist.run import train_run
 from cifar_dist.sampling import check_batch
 
 
