@@ -32,11 +32,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
-def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` with batch norm over all ranks; torch's fused kernels on a GPU, ours elsewhere."""
+def synchronise(model: nn.Module, fused: bool) -> nn.Module:
+    """Return `model` with batch norm over all ranks; with torch's kernels where `fused`, else ours.
+
+    torch's need a GPU and float32: in half precision a rank without images would gather another size than the rest.
+    """
     if world_size() == 1:
         return model
-    if device.type == "cuda":
+    if fused:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
@@ -49,6 +52,7 @@ class RunningStatistics:
 
     An update r <- (1 - m) r + m s is linear in r. So ranks that update their own r from equal starts hold, at any step,
     values whose mean is what updating with the mean of all ranks' s would have given: reduce when needed, not every step.
+    (A rank that held no image keeps its r, which then counts as its s.)
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,11 +75,11 @@ class RunningStatistics:
             layer.momentum = m * now / (1 - m * later)
 
     def vector(self) -> Tensor:
-        """Return a copy of all statistics (n,) float32; empty without batch norm."""
-        return torch.cat([b.flatten() for b in self.buffers]) if self.buffers else torch.zeros(0)
+        """Return a copy of all statistics (n,) float32, for a model that has some."""
+        return torch.cat([b.flatten() for b in self.buffers])
 
     def load(self, vector: Tensor) -> None:
-        parts = vector.split([b.numel() for b in self.buffers]) if self.buffers else ()
+        parts = vector.split([b.numel() for b in self.buffers])
         for buffer, part in zip(self.buffers, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
 

@@ -17,6 +17,7 @@ class Bound(NamedTuple):
 
 POSITIVE = Bound("greater than 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
+SEED = Bound("in [0, 2**63)", lambda x: 0 <= x < 2**63)
 SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
 
 
@@ -30,7 +31,7 @@ def option(
 ) -> Any:
     """Declare one field and its flag.
 
-    `may_change`: a resumed run may use another value, because the result doesn't depend on it.
+    `may_change`: a resumed run may use another value: it decides how the work is done, as the number of processes does.
     `only_with`: (field, values) without which the flag has no effect, so giving it is an error.
     """
     return field(
@@ -57,7 +58,7 @@ class TrainConfig:
         must_be=SHARE,
     )
     split_seed: int = option(
-        0, "seed of the train/validation split, so that runs with other --seed share it", must_be=NOT_NEGATIVE
+        0, "seed of the train/validation split, so that runs with other --seed share it", must_be=SEED
     )
     limit_train: int | None = option(None, "train on this many images only, classes balanced", must_be=POSITIVE)
     limit_eval: int | None = option(
@@ -120,7 +121,7 @@ class TrainConfig:
         must_be=POSITIVE,
     )
 
-    seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=NOT_NEGATIVE)
+    seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=SEED)
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "arithmetic of the forward and backward pass (default: the launcher's)"
     )

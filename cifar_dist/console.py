@@ -68,8 +68,6 @@ class Console:
         )
 
     def synthetic_note(self, dataset: Dataset) -> None:
-        if dataset.note:
-            self.warn(dataset.note)
         if dataset.synthetic:
             self.warn(
                 "*** SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number of this run says anything about CIFAR-10. ***"

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
@@ -22,17 +21,20 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # of a collective; NCCL's own 10 minutes are less than a slow node may decode for
 
 
-class RemoteError(RuntimeError):
-    """Something failed on another rank; this one leaves with it."""
-
-
 def env_int(name: str, default: int) -> int:
     return int(os.environ.get(name) or default)
 
 
+def one_machine() -> bool:
+    """Whether the launcher started all processes on this machine, so that all see the same files and GPUs."""
+    return env_int("WORLD_SIZE", 1) == env_int("LOCAL_WORLD_SIZE", env_int("WORLD_SIZE", 1))
+
+
 def is_speaker() -> bool:
-    """Whether this process is rank 0, from the launcher's environment, before there is a process group."""
-    return env_int("RANK", 0) == 0
+    """Whether this process says what went wrong: rank 0, or before there is a process group the first of each machine."""
+    if dist.is_initialized() or one_machine():
+        return env_int("RANK", 0) == 0
+    return env_int("LOCAL_RANK", 0) == 0
 
 
 def under_launcher() -> bool:
@@ -80,10 +82,9 @@ def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
     """Raise `UserError` where the launcher's wish, this machine and the configuration disagree."""
     gpus = torch.cuda.device_count()
     local_world_size = env_int("LOCAL_WORLD_SIZE", 1)
-    if config.device == "gpu" and not gpus:
-        raise UserError(
-            "--device gpu, but torch sees no GPU on this machine; use --device cpu or auto, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
+    if config.device == "gpu" and not uses_gpu(config):
+        why = "the launch config asks for the CPU" if gpus else "torch sees no GPU on this machine"
+        raise UserError(f"--device gpu, but {why}; use --device auto, or another launch config, or check the driver")
     if request and request.config_file and not request.use_cpu and config.device == "auto" and not gpus:
         raise UserError(
             f"{request.config_file} asks for a GPU (use_cpu: false), but torch sees none; "
@@ -98,8 +99,6 @@ def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
         raise UserError(
             f"{local_world_size} processes on a node with {gpus} GPUs; use --num_processes {gpus}, or --device cpu"
         )
-    if config.mixed_precision == "fp16" and not uses_gpu(config):
-        raise UserError("--mixed-precision fp16 needs a GPU (a CPU would silently compute in fp32); use bf16 or no")
     if env_int("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1) != 1:
         raise UserError(
             "accumulation follows from --batch-size and --micro-batch-size; leave --gradient_accumulation_steps out of the launch"
@@ -111,37 +110,42 @@ def uses_gpu(config: TrainConfig) -> bool:
     return torch.cuda.is_available() and config.device != "cpu" and not wants_cpu
 
 
-def start(config: TrainConfig) -> Accelerator:
-    """Join the process group on the device the configuration asks for. Raises `UserError` on every rank alike."""
+def join(config: TrainConfig) -> None:
+    """Join the process group, on GPUs or CPUs as the configuration asks. Raises `UserError` on every rank alike."""
     check_launch(config, launch_request())
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // env_int("LOCAL_WORLD_SIZE", 1))
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate warns and chooses for itself where it is unset
+    os.environ["OMP_NUM_THREADS"] = str(default_threads())  # Accelerate warns and chooses for itself where it is unset
+    state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT)
+    launched = env_int("WORLD_SIZE", 1)
+    if state.num_processes != launched:
+        raise UserError(
+            f"the launcher started {launched} processes, but Accelerate sees {state.num_processes}; see launch/README.md"
+        )
+    if state.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UserError(f"distributed type {state.distributed_type.value} is not supported; use one of launch/*.yaml")
+
+
+def default_threads() -> int:
+    """Return this process's share of the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // env_int("LOCAL_WORLD_SIZE", 1))
+
+
+def accelerate(config: TrainConfig) -> Accelerator:
+    """Return the Accelerator of a joined group, set up as the configuration asks. Raises `UserError`."""
+    if config.mixed_precision == "fp16" and not uses_gpu(config):
+        raise UserError("--mixed-precision fp16 needs a GPU (a CPU would silently compute in fp32); use bf16 or no")
+    torch.set_num_threads(config.threads or default_threads())
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     # torch 2.14 wants another name for it, which torch 2.11 and Accelerate don't know.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=not uses_gpu(config),
         mixed_precision=config.mixed_precision,
         # Batch-norm buffers are reduced by us, exactly; DDP would overwrite them with rank 0's at every forward.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=TIMEOUT),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    torch.set_num_threads(threads)
-    launched = env_int("WORLD_SIZE", 1)
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"the launcher started {launched} processes, but Accelerate sees {accelerator.num_processes}; see launch/README.md"
-        )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise UserError(
-            f"distributed type {accelerator.distributed_type.value} is not supported; use one of launch/*.yaml"
-        )
-    return accelerator
 
 
 def stop() -> None:

@@ -1,5 +1,6 @@
 """The training and evaluation loops. Read this file first."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
@@ -23,9 +24,9 @@ from cifar_dist.randomness import seed_dropout
 from cifar_dist.runlog import RunFolder
 from cifar_dist.sampling import BatchPlan, cut, epoch_order
 from cifar_dist.schedule import Schedule
-from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, TrainState, snapshot
+from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, TrainState, snapshot, to_bytes
 from cifar_dist.stopwatch import Stopwatch
-from cifar_dist.weights import pack_weights
+from cifar_dist.weights import describe_weights, pack_weights
 
 EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same blocks and so the same logits
 
@@ -99,7 +100,7 @@ def train_step(run: Run, step: int, lr: float) -> None:
     micro_batches = plan.micro_batches(step, run.rank)
     seed_dropout(config.seed, step, run.rank, run.device)  # so a restart draws what would have been drawn
     set_lr(state.optimizer, lr)
-    weights = [1 if plan.virtual_shards else len(places) for places in micro_batches]
+    weights = plan.statistics_weights(step, run.rank)
     for i, places in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         state.statistics.weigh(weights, i)
@@ -170,7 +171,10 @@ def evaluate(
             logits = model(normalize(images))
         sums.add(block, logits, targets)
     model.train(training)
-    return sums.result(sum_across_ranks)
+    result = sums.result(sum_across_ranks)
+    if not math.isfinite(result.loss):
+        raise DivergedError("the weights give a loss that is nan or infinite")
+    return result
 
 
 def log_training(run: Run, lr: float) -> None:
@@ -183,8 +187,7 @@ def log_training(run: Run, lr: float) -> None:
     images_per_s = run.stopwatch.lap(samples_before(progress.step))
     line = _line(run, "train", loss=loss_sum / count, accuracy=correct / count, lr=lr, images_per_second=images_per_s)
     samples_left = samples_before(run.plan.total_steps) - line["samples"]
-    if run.rank == 0:
-        run.folder.append_metrics(line)
+    on_main(lambda: run.folder.append_metrics(line))
     run.console.train_line(line, run.plan.total_steps, samples_left / images_per_s)
 
 
@@ -201,8 +204,7 @@ def validate(run: Run) -> None:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(run.dataset.classes)
     line = _line(run, "val", **result.to_dict(run.dataset.classes))
-    if run.rank == 0:
-        run.folder.append_metrics(line)
+    on_main(lambda: run.folder.append_metrics(line))
     run.console.val_line(line, best)
 
 
@@ -223,12 +225,14 @@ def save_checkpoint(run: Run) -> None:
     progress = run.state.progress
     with run.stopwatch.paused():
         progress.seconds += run.stopwatch.elapsed_since_last_read()
+        about = describe_weights(run.config, run.dataset, run.normalize, progress.step)
         with run.state.eval_statistics.averaged():
-            weights = pack_weights(run.state.eval_model, about_weights(run)) if run.rank == 0 else b""
-        files = {TRAINING_FILE: snapshot(run.state), WEIGHTS_FILE: weights}
+            weights = pack_weights(run.state.eval_model, about) if run.rank == 0 else b""
+        content = snapshot(run.state)
 
         def write() -> None:
             run.folder.sync_metrics()
+            files = {TRAINING_FILE: to_bytes(content), WEIGHTS_FILE: weights}
             checkpoint.save(run.folder.checkpoints, progress.step, files)
             if progress.best_step == progress.step:
                 checkpoint.write_atomically(run.folder.path / WEIGHTS_FILE, weights)
@@ -236,23 +240,3 @@ def save_checkpoint(run: Run) -> None:
             checkpoint.prune(run.folder.checkpoints, run.config.keep_checkpoints, keep)
 
         on_main(write)
-
-
-def about_weights(run: Run) -> dict[str, Any]:
-    """Return what a weights file says of itself: how to rebuild the model, prepare its inputs and find its data."""
-    config = run.config
-    return {
-        "model": config.model,
-        "classes": run.dataset.classes,
-        "mean": run.normalize.mean,
-        "std": run.normalize.std,
-        "data": config.data,
-        "dataset": run.dataset.name,
-        "fingerprint": run.dataset.fingerprint,
-        "val_fraction": config.val_fraction,
-        "split_seed": config.split_seed,
-        "recipe": config.recipe,
-        "seed": config.seed,
-        "step": run.state.progress.step,
-        "ema": config.ema_decay is not None,
-    }

@@ -1,6 +1,7 @@
 """The command line: flags made from dataclass fields, one-line errors, and recipes overridden by options."""
 
 import argparse
+import os
 import types
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -98,6 +99,16 @@ class _Words(argparse.Action):
         except ValueError:
             raise UserError(f"{option_string} takes numbers, got {' '.join(values)!r}") from None
         setattr(namespace, self.dest, items)
+
+
+def with_launcher_precision(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` with the precision of `accelerate launch --mixed_precision`, unless our own option is there."""
+    launchers = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if "mixed_precision" in given or launchers == "no":
+        return given
+    if launchers not in ("bf16", "fp16"):
+        raise UserError(f"accelerate launch --mixed_precision {launchers} is not supported; use no, bf16 or fp16")
+    return {**given, "mixed_precision": launchers}
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:

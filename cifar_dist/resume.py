@@ -13,6 +13,9 @@ from cifar_dist import checkpoint
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from cifar_dist.state import WEIGHTS_FILE
+
+THIS_START = ("output_dir", "resume", "data_dir", "device", "threads")  # never taken from the record
 
 
 @dataclass
@@ -21,37 +24,41 @@ class Opening:
 
     path: Path
     config: TrainConfig
-    recorded: dict[str, Any] | None = None  # config.json of an earlier start
+    recorded: dict[str, Any] | None = None  # config.json of the run that goes on
     saved: checkpoint.Checkpoint | None = None
     summary: dict[str, Any] | None = None  # of a run that is already finished
     notes: list[str] = field(default_factory=list)
 
 
-def open_folder(config: TrainConfig, given: Mapping[str, Any], lock: list[FileLock]) -> Opening:
-    """Find or make the run folder, lock it, and load what it goes on from. Rank 0 only."""
+def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileLock]) -> Opening:
+    """Find or make the run folder, lock it, and load what it goes on from; deletes nothing. Rank 0 only.
+
+    The lock is added to `locks` and holds for as long as they live.
+    """
     source, step = resume_source(config.resume)
     path = Path(config.output_dir) if config.output_dir else source or new_folder(config)
+    notes = []
     try:
-        if source and path.resolve() != source.resolve():
-            if path.exists():
-                raise UserError(
-                    f"--resume {config.resume} into --output-dir {path}: it exists already; "
-                    "use a new one, or leave --output-dir out to go on in place"
-                )
-            shutil.copytree(source, path)
-        notes = []
+        if source and not (path / CONFIG_FILE).exists():
+            fork(source, step, path)
+        elif step is not None and source and path.resolve() == source.resolve():
+            raise UserError(
+                f"--resume {config.resume}: going back in place would lose what came after; name a new --output-dir"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        locks.append(lock(path))
         if config.resume == "never" and (path / CONFIG_FILE).exists():
             notes.append(f"the earlier run in {path} is now {RunFolder(path).move_aside()}")
-        path.mkdir(parents=True, exist_ok=True)
-        take_lock(path, lock)
-        opening = read_folder(path, config, step)
+            path.mkdir()
+            locks.append(lock(path))
+        opening = read_folder(path, config)
     except (OSError, shutil.Error) as error:
         raise UserError(f"can't use {path} as the run folder: {error}") from None
     opening.notes = notes + opening.notes
-    if opening.recorded and (opening.saved or opening.summary):
+    if opening.recorded:
         opening.config = recorded_config(opening.recorded, config, given, path)
     elif source:
-        raise UserError(f"--resume {config.resume}: there is no whole checkpoint in {path / 'checkpoints'}")
+        raise UserError(f"--resume {config.resume}: there is no checkpoint in {path / 'checkpoints'}")
     return opening
 
 
@@ -77,34 +84,47 @@ def new_folder(config: TrainConfig) -> Path:
     return path
 
 
-def take_lock(path: Path, lock: list[FileLock]) -> None:
-    """Keep a second process out of the folder for as long as this one lives."""
-    lock.append(FileLock(path / ".lock"))
+def fork(source: Path, step: int | None, path: Path) -> None:
+    """Copy the run in `source`, up to `step`, to the new folder `path`: wholly or not at all."""
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*", SUMMARY_FILE))
+    if step is not None:
+        checkpoint.discard_after(partial / "checkpoints", step)
+    partial.rename(path)
+
+
+def lock(path: Path) -> FileLock:
+    """Keep a second process out of the folder for as long as the returned lock lives."""
+    held = FileLock(path / ".lock")
     try:
-        lock[0].acquire(timeout=0)
+        held.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
     except NotImplementedError:  # a file system without locks; go on without
         pass
+    return held
 
 
-def read_folder(path: Path, config: TrainConfig, step: int | None) -> Opening:
-    """Load the checkpoint of `step`, or the newest whole one, and make the record end where it does."""
+def read_folder(path: Path, config: TrainConfig) -> Opening:
+    """Load the newest whole checkpoint, where there is one."""
     folder = RunFolder(path)
-    opening = Opening(path, config, recorded=folder.read_json(CONFIG_FILE))
+    opening = Opening(path, config)
     summary = folder.read_json(SUMMARY_FILE)
-    if summary and summary.get("status") == "finished" and step is None:
+    if summary and summary.get("status") == "finished":
         opening.summary = summary
-        return opening
-    if step is not None:
-        opening.saved = checkpoint.load(checkpoint.folder_for(folder.checkpoints, step))
     else:
         opening.saved, problems = checkpoint.load_newest(folder.checkpoints)
+        if problems and not opening.saved:
+            raise UserError(
+                f"no checkpoint in {folder.checkpoints} is whole ({problems[0]}); "
+                "restore one, or use --resume never to start over"
+            )
         opening.notes = [f"skipped a broken checkpoint: {problem}" for problem in problems]
-    if opening.saved:
-        opening.notes.append(f"going on from step {opening.saved.step} of {path}")
-    checkpoint.discard_after(folder.checkpoints, opening.saved.step if opening.saved else 0)
-    folder.truncate_metrics(opening.saved.step if opening.saved else -1)
+        if opening.saved:
+            opening.notes.append(f"going on from step {opening.saved.step} of {path}")
+    if opening.saved or opening.summary:
+        opening.recorded = folder.read_json(CONFIG_FILE)
     return opening
 
 
@@ -112,16 +132,37 @@ def recorded_config(
     recorded: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any], path: Path
 ) -> TrainConfig:
     """Return the configuration the run was started with, under the options given now, where those may change."""
-    names = {f.name for f in fields(TrainConfig)}
+    names = {f.name for f in fields(TrainConfig)} - set(THIS_START)
     old: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in recorded["config"].items() if k in names
     }
-    new = {name: getattr(config, name) for name in given if not (name == "data" and config.data == "auto")}
-    merged = replace(TrainConfig(**old), **{**{n: getattr(config, n) for n in ("output_dir", "resume")}, **new})
+    now = {*THIS_START, *given} - ({"data"} if config.data == "auto" else set())  # auto: whatever was taken then
+    merged = replace(TrainConfig(**old), **{name: getattr(config, name) for name in now})
     if changed := changed_fields(recorded["config"], merged):
         name = changed[0]
         raise UserError(
-            f"the run in {path} has {flag(name)} {recorded['config'][name]}, not {getattr(merged, name)}; leave {flag(name)} out to go on, "
-            "or use another --output-dir, or --resume never to start over"
+            f"the run in {path} has {flag(name)} {recorded['config'][name]}, not {getattr(merged, name)}; "
+            f"leave {flag(name)} out to go on, or use another --output-dir, or --resume never to start over"
         )
     return merged
+
+
+def take_over(folder: RunFolder, step: int | None, best_step: int | None) -> None:
+    """Make the folder's record end at `step`, its newest whole checkpoint, or begin. After all checks; rank 0 only."""
+    checkpoint.discard_after(folder.checkpoints, step or 0)
+    folder.truncate_metrics(-1 if step is None else step)
+    weights = folder.path / WEIGHTS_FILE
+    if best_step is None:
+        weights.unlink(missing_ok=True)
+    else:
+        best = checkpoint.load(checkpoint.folder_for(folder.checkpoints, best_step))
+        checkpoint.write_atomically(weights, best.files[WEIGHTS_FILE])
+
+
+def is_whole(folder: RunFolder, step: int) -> bool:
+    """Whether the checkpoint of `step` is there and verifies."""
+    try:
+        checkpoint.load(checkpoint.folder_for(folder.checkpoints, step))
+    except checkpoint.BrokenCheckpointError:
+        return False
+    return True

@@ -1,53 +1,47 @@
 """One training run from configuration to result: load the data, train, test, leave a summary."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from filelock import FileLock
 
-from cifar_dist import checkpoint
+from cifar_dist import checkpoint, distributed
 from cifar_dist.augment import Normalize
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Dataset, Splits, load_dataset, make_splits
-from cifar_dist.distributed import check_equal, on_all, on_main
+from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
+from cifar_dist.distributed import check_equal, on_all, on_main, rank, world_size
 from cifar_dist.engine import Run, evaluate, train
 from cifar_dist.errors import UserError
 from cifar_dist.metrics import EvalResult
 from cifar_dist.preemption import StopSignals
-from cifar_dist.resume import Opening, open_folder
+from cifar_dist.resume import Opening, is_whole, open_folder, take_over
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder, environment
 from cifar_dist.sampling import BatchPlan
 from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, build_state, restore
 from cifar_dist.weights import unpack_weights
 
 
-def train_run(
-    config: TrainConfig, given: Mapping[str, Any], accelerator: Accelerator, signals: StopSignals
-) -> Signals | None:
+def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignals) -> Signals | None:
     """Train, from the start or from a checkpoint, and test. Returns the signal that interrupted it, or None.
 
-    Raises `UserError` for wrong input, on every rank alike.
+    The process group must have been joined. Raises `UserError` for wrong input, on every rank alike.
     """
-    console = Console(speaks=accelerator.is_main_process)
-    lock: list[FileLock] = []  # rank 0's, held until the process ends
-    opening = on_main(lambda: open_folder(config, given, lock))
-    config, folder = opening.config, RunFolder(opening.path)
+    console = Console(speaks=rank() == 0)
+    locks: list[FileLock] = []  # rank 0's, held until this returns
+    opening = on_main(lambda: open_folder(config, given, locks))
     for note in opening.notes:
         console.warn(note)
     if opening.summary:
-        show_finished(console, folder, opening.summary)
+        show_finished(console, opening.path, opening.summary)
         return None
-    if accelerator.is_main_process:
-        folder.write_json(SUMMARY_FILE, {"status": "running"})
-    run = None
+    run = start_run(opening, given, signals, console)
     try:
-        run = start_run(opening, given, accelerator, signals, console)
         signals.defer_interrupt()
         console.start_progress(run.plan.total_steps, run.state.progress.step)
         stopped = train(run)
@@ -56,59 +50,77 @@ def train_run(
             summarise(run, "interrupted", signal=stopped.name)
             console.warn(
                 f"interrupted by {stopped.name} after step {run.state.progress.step}, which is saved; "
-                f"train.py --resume {folder.path} goes on from there"
+                f"train.py --resume {opening.path} goes on from there"
             )
         else:
             test(run)
         return stopped
     except BaseException as error:
         console.stop_progress()
-        if accelerator.is_main_process:
-            step = run.state.progress.step if run else None
-            folder.write_json(
-                SUMMARY_FILE, {"status": "failed", "error": f"{type(error).__name__}: {error}", "step": step}
-            )
+        with suppress(OSError):  # a full disk has its own message
+            summarise(run, "failed", error=f"{type(error).__name__}: {error}")
         raise
 
 
-def start_run(
-    opening: Opening, given: Mapping[str, Any], accelerator: Accelerator, signals: StopSignals, console: Console
-) -> Run:
+def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
     """Load the data, build the state, put a checkpoint into it, and show and record what will be done."""
-    config, device = opening.config, accelerator.device
+    config, folder = with_recorded_threads(opening), RunFolder(opening.path)
+    accelerator = distributed.accelerate(config)
+    device = accelerator.device
     console.say(f"preparing data: {config.data}", "dim")
+    if config.data == "auto":
+        name, note = on_main(lambda: choose_data(Path(config.data_dir)))
+        config = replace(config, data=name)
+        if note:
+            console.warn(note)
     dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
     check_equal(dataset.fingerprint, "the data")
-    if config.data == "auto":
-        config = replace(config, data="synthetic" if dataset.synthetic else "cifar10")
     splits = make_splits(dataset, config, device)
     plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
     halves = (0.5,) * len(dataset.mean)
     mean, std = (halves, halves) if config.normalize == "half" else (dataset.mean, dataset.std)
-    folder = RunFolder(opening.path)
     state = build_state(config, len(dataset.classes), accelerator)
     if opening.saved:
         check_same_data(opening, dataset)
         restore(state, opening.saved.files[TRAINING_FILE])
     run = Run(config, accelerator, dataset, splits, plan, Normalize(mean, std, device), state, folder, console, signals)
-    here = environment(device, accelerator.num_processes)
+    here = on_main(lambda: environment(device, accelerator.num_processes))
     console.configuration(config, set(given))
-    console.plan(
-        plan,
-        dataset,
-        splits,
-        f"{here['device']}, {here['threads_per_process']} threads a process",
-        sum(p.numel() for p in state.bare.parameters()),
-    )
+    where = f"{here['device']}, {here['threads_per_process']} threads a process"
+    console.plan(plan, dataset, splits, where, sum(p.numel() for p in state.bare.parameters()))
     console.synthetic_note(dataset)
     console.say(f"run folder   {folder.path}")
-    if accelerator.is_main_process:
-        starts = opening.recorded["starts"] if opening.recorded and opening.saved else []
-        starts = [*starts, {"from_step": state.progress.step, **here}]
-        folder.write_json(
-            CONFIG_FILE, {"config": config.to_dict(), "dataset": describe(dataset, splits), "starts": starts}
-        )
+    begin_record(run, opening, here)
     return run
+
+
+def with_recorded_threads(opening: Opening) -> TrainConfig:
+    """Return the configuration with as many threads as the run had: sums over other shares round differently."""
+    start = opening.recorded["starts"][-1] if opening.recorded else {}
+    if opening.config.threads or start.get("world_size") != world_size():
+        return opening.config
+    return replace(opening.config, threads=start["threads_per_process"])
+
+
+def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
+    """Drop what lies after the checkpoint, and add this start to the record. Collective."""
+    progress = run.state.progress
+
+    def write() -> None:
+        if progress.best_step is not None and not is_whole(run.folder, progress.best_step):
+            progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
+        take_over(run.folder, opening.saved.step if opening.saved else None, progress.best_step)
+        starts = opening.recorded["starts"] if opening.recorded else []
+        starts = [*starts, {"from_step": progress.step, **here}]
+        content = {"config": run.config.to_dict(), "dataset": describe(run.dataset, run.splits), "starts": starts}
+        run.folder.write_json(CONFIG_FILE, content)
+        run.folder.write_json(SUMMARY_FILE, {"status": "running"})
+
+    on_main(write)
+    # Where the best checkpoint is lost the one we go on from takes its place, until a validation is better.
+    progress.best_step, progress.best_correct, progress.best_val = on_main(
+        lambda: (progress.best_step, progress.best_correct, progress.best_val)
+    )
 
 
 def check_same_data(opening: Opening, dataset: Dataset) -> None:
@@ -180,7 +192,7 @@ def summarise(run: Run, status: str, **more: Any) -> None:
     run.folder.write_json(SUMMARY_FILE, summary | more)
 
 
-def show_finished(console: Console, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+def show_finished(console: Console, path: Path, summary: Mapping[str, Any]) -> None:
     """Show the result of a run that has nothing left to do."""
     test = summary["test"]
     result = EvalResult(torch.tensor(test["confusion_matrix"]), test["loss"] * test["num_images"])
@@ -191,4 +203,4 @@ def show_finished(console: Console, folder: RunFolder, summary: Mapping[str, Any
     )
     if summary["synthetic"]:
         console.warn("*** SYNTHETIC DATA, not CIFAR-10 ***")
-    console.say(f"{folder.path} is already finished; --resume never starts over, another --output-dir keeps both")
+    console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

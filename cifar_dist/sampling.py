@@ -35,7 +35,7 @@ class BatchPlan:
     world_size: int
     micro_batch_size: int | None
     virtual_shards: int | None
-    drop_last: bool
+    synchronised: bool
     total_steps: int
     steps_per_epoch: int
 
@@ -61,7 +61,7 @@ class BatchPlan:
             world_size,
             config.micro_batch_size,
             shards,
-            config.drop_last,
+            config.batch_norm == "sync",
             total_steps,
             steps_per_epoch,
         )
@@ -91,6 +91,16 @@ class BatchPlan:
     def is_epoch_end(self, steps_done: int, every: int) -> bool:
         """Whether `steps_done` steps end an epoch whose number `every` divides, or the run."""
         return steps_done % (every * self.steps_per_epoch) == 0 or steps_done == self.total_steps
+
+    def statistics_weights(self, step: int, rank: int) -> list[int]:
+        """Return how much each micro-batch's batch-norm statistics count within a step: by its images.
+
+        Virtual shards count alike; synchronised statistics are over the images of all ranks.
+        """
+        if self.virtual_shards:
+            return [1] * self.accumulation(self.batch_size)
+        ranks = range(self.world_size) if self.synchronised else (rank,)
+        return [sum(map(len, pieces)) for pieces in zip(*(self.micro_batches(step, r) for r in ranks), strict=True)]
 
     def samples_before(self, step: int) -> int:
         """Return the global sample cursor: how many images all steps before `step` saw."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cifar_dist.batchnorm import RunningStatistics, synchronise
 from cifar_dist.config import TrainConfig
 from cifar_dist.distributed import gather_rows, rank, world_size
+from cifar_dist.errors import UserError
 from cifar_dist.metrics import TrainSums
 from cifar_dist.models import build_model
 from cifar_dist.optim import Ema, build_optimizer
@@ -60,7 +61,11 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     torch.manual_seed(config.seed)
     bare = build_model(config.model, num_classes)  # on the CPU: the same numbers whatever the device
     if config.batch_norm == "sync":
-        bare = synchronise(bare, accelerator.device)
+        bare = synchronise(bare, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
+    if config.batch_norm != "process" and not RunningStatistics(bare).layers:
+        raise UserError(
+            f"--batch-norm {config.batch_norm} has no effect: {config.model} has no batch norm; leave it out"
+        )
     bare.to(accelerator.device)
     ema = Ema(bare, config.ema_decay) if config.ema_decay is not None else None
     model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config))
@@ -76,12 +81,12 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     )
 
 
-def snapshot(state: TrainState) -> bytes:
-    """Return the state as bytes. Collective: running statistics and sums, which differ between ranks, are gathered.
+def snapshot(state: TrainState) -> dict[str, Any]:
+    """Return the whole state. Collective: running statistics and sums, which differ between ranks, are gathered.
 
     They are kept per rank, not reduced, so that a run that goes on with as many ranks goes on with the same bits.
     """
-    content = {
+    return {
         "model": state.bare.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
@@ -89,13 +94,17 @@ def snapshot(state: TrainState) -> bytes:
         "progress": asdict(state.progress),
         "per_rank": {name: gather_rows(vector) for name, vector in _per_rank(state).items()},
     }
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """Return a snapshot's bytes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def restore(state: TrainState, data: bytes) -> None:
-    """Put the bytes of `snapshot` into a freshly built state, on as many ranks as there were or on others."""
+    """Put a snapshot's bytes into a freshly built state, on as many ranks as there were or on others."""
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     state.bare.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -105,15 +114,18 @@ def restore(state: TrainState, data: bytes) -> None:
         state.ema.module.load_state_dict(content["ema"])
     state.progress = Progress(**content["progress"])
     rows = content["per_rank"]
-    state.statistics.load(_own_mean(rows["statistics"]))
-    if state.ema_statistics:
+    if "statistics" in rows:
+        state.statistics.load(_own_mean(rows["statistics"]))
+    if state.ema_statistics and "ema_statistics" in rows:
         state.ema_statistics.load(_own_mean(rows["ema_statistics"]))
     state.sums.vector.copy_(_own_sum(rows["sums"]))
 
 
 def _per_rank(state: TrainState) -> dict[str, Tensor]:
-    vectors = {"statistics": state.statistics.vector(), "sums": state.sums.vector}
-    if state.ema_statistics:
+    vectors = {"sums": state.sums.vector}
+    if state.statistics.layers:
+        vectors["statistics"] = state.statistics.vector()
+    if state.ema_statistics and state.ema_statistics.layers:
         vectors["ema_statistics"] = state.ema_statistics.vector()
     return vectors
 

@@ -9,10 +9,33 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from cifar_dist.augment import Normalize
+from cifar_dist.config import TrainConfig
+from cifar_dist.data import Dataset
 from cifar_dist.errors import UserError
 from cifar_dist.models import build_model
 
 KEY = "cifar_dist"  # one metadata entry: safetensors writes several in no fixed order
+
+
+def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize, step: int) -> dict[str, Any]:
+    """Return what a weights file says of itself: how to rebuild the model, prepare its inputs and find its data."""
+    return {
+        "model": config.model,
+        "classes": dataset.classes,
+        "mean": normalize.mean,
+        "std": normalize.std,
+        "mixed_precision": config.mixed_precision,
+        "data": config.data,
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "val_fraction": config.val_fraction,
+        "split_seed": config.split_seed,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "step": step,
+        "ema": config.ema_decay is not None,
+    }
 
 
 def pack_weights(model: nn.Module, about: Mapping[str, Any]) -> bytes:

@@ -32,7 +32,7 @@ def test_statistics_go_into_a_vector_and_back():
     statistics.load(vector)
     assert torch.equal(statistics.vector(), vector)
     assert len(vector) == 2 * sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    assert len(RunningStatistics(build_model("lenet")).vector()) == 0
+    assert not RunningStatistics(build_model("lenet")).layers
 
 
 def test_our_synchronised_batch_norm_on_one_process_equals_torchs():

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from cifar_dist import distributed
 from cifar_dist.cli import evaluate
@@ -18,6 +19,7 @@ WRONG = [
     ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU"),
     ("--mixed-precision fp8", "unknown --mixed-precision 'fp8'"),
     ("--device gpu", "torch sees no GPU on this machine"),
+    ("--seed 99999999999999999999", "--seed must be in [0, 2**63)"),
     ("--batch-size 0", "--batch-size must be greater than 0, got 0"),
     ("--batch-size 100000", "--batch-size 100000 is larger than the 216 training images"),
     ("--epochs ten", "--epochs must be a whole number, got 'ten'"),
@@ -63,7 +65,7 @@ def test_a_batch_smaller_than_the_world_is_refused_before_a_process_group_is_nee
 
 def test_a_launcher_that_started_more_processes_than_accelerate_sees_is_refused(train, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # but no rendezvous: each process would train alone
-    monkeypatch.setattr(distributed, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(distributed, "PartialState", lambda **_: SimpleNamespace(num_processes=1))
     assert train().status == 2
     assert "the launcher started 2 processes, but Accelerate sees 1" in capsys.readouterr().err
 
@@ -87,6 +89,21 @@ def test_a_folder_in_use_is_refused(train, capsys, tmp_path):
     with FileLock(tmp_path / "run/.lock"):
         assert train().status == 2
     assert "is in use by another process" in capsys.readouterr().err
+
+
+def test_never_does_not_take_a_folder_from_a_run_that_lives(train, capsys):
+    from filelock import FileLock
+
+    result = train()
+    with FileLock(result.folder / ".lock"):
+        assert train("--resume", "never").status == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert not result.folder.with_name("run.1").exists()
+
+
+def test_batch_norm_options_are_refused_for_a_model_without_it(train, capsys):
+    assert train("--batch-norm", "sync").status == 2
+    assert "--batch-norm sync has no effect: lenet has no batch norm" in capsys.readouterr().err
 
 
 def test_changed_data_are_refused_on_resume(train, capsys, tmp_path, folders, monkeypatch):
@@ -130,6 +147,13 @@ def test_evaluating_a_run_again_gives_the_same_integers(train, data_dir, capsys)
     assert "all" in capsys.readouterr().out
 
 
+def test_evaluating_uses_the_precision_the_run_had(train, data_dir):
+    result = train("--mixed-precision", "bf16")
+    AcceleratorState._reset_state(True)
+    assert evaluate.main(["--checkpoint", str(result.folder), "--data-dir", str(data_dir), "--threads", "1"]) == 0
+    assert result.json("eval-test.json")["loss"] == result.json("summary.json")["test"]["loss"]
+
+
 def test_evaluating_on_validation_gives_the_best_validation_line(train, data_dir, tmp_path):
     result = train()
     output = tmp_path / "val.json"
@@ -150,6 +174,7 @@ def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_
         (["--checkpoint", str(result.folder), "--split", "val"], "no validation split; use --split test"),
         (["--checkpoint", str(result.folder), "--split", "train"], "unknown --split 'train'"),
         (["--checkpoint", str(result.folder), "--data", "cifar"], "unknown data set 'cifar'"),
+        (["--checkpoint", str(result.folder), "--output", "no/such/x.json"], "there is no folder no/such"),
     ]:
         assert evaluate.main([*options, "--data-dir", str(data_dir)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

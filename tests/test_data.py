@@ -101,6 +101,22 @@ def test_a_changed_folder_is_decoded_again_and_has_another_fingerprint(folders, 
     assert load_dataset(str(root), tmp_path / "data").fingerprint != before.fingerprint
 
 
+def test_an_image_moved_to_another_class_has_its_new_label(tmp_path):
+    write_class_folders(tmp_path / "set", train=3, test=2)
+    assert (
+        load_dataset(str(tmp_path / "set"), tmp_path / "data").train.targets.tolist()
+        == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    )
+    (tmp_path / "set/train/cat/0000.png").rename(tmp_path / "set/train/bird/moved.png")
+    assert (
+        load_dataset(str(tmp_path / "set"), tmp_path / "data").train.targets.tolist()
+        == [0] * 4 + [1] * 2 + [2] * 3 + [3] * 3
+    )
+    for part in ("train", "test"):
+        (tmp_path / "set" / part / "cat").rename(tmp_path / "set" / part / "car")
+    assert load_dataset(str(tmp_path / "set"), tmp_path / "data").classes == ("bird", "car", "dog", "ship")
+
+
 def test_the_cache_is_memory_mapped_so_that_ranks_share_it(folders, data_dir):
     load_dataset(str(folders), data_dir)
     mapped = Path("/proc/self/maps").read_text()
@@ -213,9 +229,10 @@ def small_synthetic(monkeypatch):
 def test_auto_takes_cifar10_if_it_can_be_had_and_else_says_why_not(tmp_path, monkeypatch):
     assert load_dataset("auto", tmp_path / "one").name == "CIFAR-10"
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
-    dataset = load_dataset("auto", tmp_path / "two")
-    assert dataset.synthetic
-    assert "can't be downloaded" in dataset.note
+    assert load_dataset("auto", tmp_path / "two").synthetic
+    name, why = data.choose_data(tmp_path / "two")
+    assert name == "synthetic"
+    assert "can't be downloaded" in why
 
 
 # ---- synthetic

@@ -2,10 +2,8 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +15,14 @@ from cifar_dist.errors import UserError
 
 WORLD_SIZES = (1, 2, 3, 4, 7)
 LENET = "--model lenet --batch-size 32 --lr 0.005 --schedule constant --warmup 0 --log-every 4"
-RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.001 --schedule constant --warmup 0"
+RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.0005 --schedule constant --warmup 0"
 JOBS = {
     # 193 training images: each epoch's last batch holds one, so all ranks but one have none.
     "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
     "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
     "virtual": f"{RESNET} --steps 40 --batch-norm virtual --virtual-shards 12 --ema-decay 0.9",
     "process": f"{RESNET} --steps 12",
-    "sync": f"{RESNET} --steps 6 --limit-train 145 --batch-norm sync",
+    "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
 }
 TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "virtual": 1e-5, "sync": 1e-5}
 
@@ -105,8 +103,9 @@ def test_batch_norm_per_process_is_what_makes_a_difference(by_world_size):
 
 
 @pytest.mark.slow
-def test_running_statistics_do_not_depend_on_the_world_size_with_virtual_shards(by_world_size):
-    one, four = (load(by_world_size[size]["virtual"].weights()) for size in (1, 4))
+@pytest.mark.parametrize("scope", ["virtual", "sync"])
+def test_running_statistics_do_not_depend_on_the_world_size(by_world_size, scope):
+    one, four = (load(by_world_size[size][scope].weights()) for size in (1, 4))
     for name in one:
         if "running" in name:
             torch.testing.assert_close(four[name], one[name], rtol=1e-4, atol=1e-5)
@@ -119,7 +118,7 @@ def test_logged_losses_and_counts_do_not_depend_on_the_world_size(by_world_size,
         ours, alone = (untimed(by_world_size[size][name].metrics()) for size in (world_size, 1))
         for a, b in zip(ours, alone, strict=True):
             assert (a["kind"], a["step"], a["samples"]) == (b["kind"], b["step"], b["samples"])
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
             assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.011)
 
 
@@ -129,7 +128,7 @@ def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_wor
 ):
     run = by_world_size[1]["virtual"]
     records = []
-    for world_size in (1, 2, 3):  # 100 test images are one block: other ranks than one have nothing
+    for world_size in (1, 2, 3, 7):  # 100 images in blocks of 40: with 7 ranks four have none
         output = tmp_path / f"{world_size}.json"
         options = [
             "--checkpoint",
@@ -141,7 +140,7 @@ def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_wor
             "--threads",
             "1",
         ]
-        launch(world_size, ["eval.py", *options])
+        launch(world_size, ["tests/eval_in_small_blocks.py", *options])
         records.append(json.loads(output.read_text()))
     assert records[0] == records[1] == records[2]
     assert records[0]["num_images"] == 100
@@ -177,7 +176,7 @@ def test_going_on_with_other_numbers_of_processes_sees_the_same_samples_and_ends
         lines, expected = (untimed(r.metrics()) for r in (moved[name], alone))
         assert [(m["kind"], m["step"]) for m in lines] == [(m["kind"], m["step"]) for m in expected]
         for a, b in zip(lines, expected, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         starts = moved[name].json("config.json")["starts"]
         assert [(s["from_step"], s["world_size"]) for s in starts] == [(0, 4), (11, 1), (23, 2)]
 
@@ -245,4 +244,3 @@ def test_only_distributed_talks_to_torch_distributed():
     if found.returncode > 1:
         pytest.skip("not a git checkout")
     assert found.stdout.split() == ["cifar_dist/distributed.py"]
-    assert Path(sys.executable).exists()

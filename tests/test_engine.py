@@ -1,17 +1,19 @@
 """The loops, in one process: what a step computes, and that stopping and going on changes nothing."""
 
 import json
-import shutil
 import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from conftest import untimed
 from safetensors.torch import load
 
-from cifar_dist import engine, preemption
-from cifar_dist.engine import EVAL_BLOCK
+from cifar_dist import checkpoint, engine, preemption
+from cifar_dist import run as run_module
+from cifar_dist.cli import evaluate
+from cifar_dist.cli.train import main
 from cifar_dist.models import build_model
 
 NORMS = ["--model", "resnet20", "--limit-train", "64", "--limit-eval", "20", "--epochs", "2"]
@@ -183,15 +185,66 @@ def test_a_run_can_be_forked_from_an_earlier_checkpoint(train):
     assert [start["from_step"] for start in fork.json("config.json")["starts"]] == [0, 7]
 
 
-def test_a_resumed_run_needs_only_its_folder(train, monkeypatch):
-    from cifar_dist.cli.train import main
-
-    whole = train("--seed", "5", name="whole")
+@pytest.mark.parametrize("options", [["--seed", "5"], ["--mixed-precision", "bf16", "--deterministic"]])
+def test_a_resumed_run_needs_only_its_folder(train, monkeypatch, options):
+    whole = train(*options, name="whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
-        stopped = train("--seed", "5")
-    assert main(["--resume", str(stopped.folder), "--threads", "1"]) == 0
+        stopped = train(*options)
+    AcceleratorState._reset_state(True)
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(2)  # the run had 1, and sums over other shares would round differently
+    assert main(["--resume", str(stopped.folder)]) == 0
     assert stopped.weights() == whole.weights()
+    assert torch.are_deterministic_algorithms_enabled() == ("--deterministic" in options)
+
+
+def test_what_is_refused_on_resume_deletes_nothing(train, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 16)
+        stopped = train()
+    before = {p: p.read_bytes() for p in stopped.folder.rglob("*") if p.is_file()}
+    assert train("--seed", "2").status == 2
+    assert train("--resume", str(stopped.folder / "checkpoints/step_00000014")).status == 2
+    assert "going back in place would lose what came after; name a new --output-dir" in capsys.readouterr().err
+    newest = stopped.folder / "checkpoints/step_00000016/training.pt"
+    for path in stopped.folder.glob("checkpoints/*/manifest.json"):
+        path.write_text("damaged")
+    assert train().status == 2
+    assert "is whole" in capsys.readouterr().err
+    assert newest.exists()
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert train().weights() == train(name="whole").weights()
+
+
+def test_a_fork_that_is_started_again_goes_on(train, monkeypatch):
+    whole = train("--keep-checkpoints", "9")
+    fork = ["--keep-checkpoints", "9", "--resume", str(whole.folder / "checkpoints/step_00000007")]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12)
+        assert train(*fork, name="fork").status == 75
+    again = train(*fork, name="fork")
+    assert [start["from_step"] for start in again.json("config.json")["starts"]] == [0, 7, 12]
+    assert again.weights() == whole.weights()
+
+
+def test_a_lost_best_checkpoint_is_replaced_by_the_one_gone_on_from(train, monkeypatch):
+    def die(_):
+        raise OSError("the machine died before the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "test", die)
+        folder = train("--lr", "0.05", "--epochs", "6")
+    assert folder.status == 1
+    best = max(folder.metrics("val"), key=lambda line: (line["accuracy"], -line["step"]))["step"]
+    last = folder.metrics("val")[-1]["step"]
+    (folder.folder / f"checkpoints/step_{best:08d}/model.safetensors").write_bytes(b"damaged")
+    if best == last:  # then the one before it is gone on from
+        last = max(p for p in checkpoint.saved_steps(folder.folder / "checkpoints") if p != best)
+    finished = train("--lr", "0.05", "--epochs", "6")
+    assert finished.status == 0
+    assert finished.json("summary.json")["best_step"] >= last
 
 
 def test_a_diverged_run_fails_on_one_line_and_keeps_what_was_good(train, capsys):
@@ -223,17 +276,43 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(train, monkeypatc
     assert train().weights() == whole.weights()
 
 
-def test_the_evaluation_of_a_lost_weights_file_fails_on_one_line(train, monkeypatch, capsys):
-    stop_after(monkeypatch, 8)
-    stopped = train()
-    shutil.rmtree(stopped.folder / "checkpoints/step_00000007")
-    monkeypatch.undo()
-    result = train("--lr", "0.0000001")
-    assert result.status == 2  # another lr: refused before anything else
-    assert "has --lr 0.05, not 1e-07" in capsys.readouterr().err
+def test_broken_weights_found_by_validation_fail_on_one_line(train, capsys):
+    result = train("--lr", "1e30", "--schedule", "constant", "--warmup", "0", "--batch-size", "216")
+    assert result.status == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("failed: the weights give a loss that is nan or infinite")
 
 
-def test_blocks_cover_an_evaluation_set_that_is_no_multiple_of_their_size(train):
-    result = train("--limit-eval", "23")
-    assert result.metrics("test")[0]["num_images"] == 23
-    assert EVAL_BLOCK > 23
+def test_evaluation_in_many_blocks_counts_every_image_once(train, monkeypatch, data_dir):
+    one = train(name="one")
+    monkeypatch.setattr(engine, "EVAL_BLOCK", 7)
+    options = ["--checkpoint", str(one.folder), "--data-dir", str(data_dir), "--threads", "1"]
+    assert evaluate.main(options) == 0
+    many = one.json("eval-test.json")
+    assert many["num_images"] == 100
+    assert many["confusion_matrix"] == one.json("summary.json")["test"]["confusion_matrix"]
+    assert many["loss"] == pytest.approx(one.json("summary.json")["test"]["loss"], rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("model", ["lenet", "resnet20"])
+def test_on_a_gpu_stopping_and_going_on_changes_no_bit(train, monkeypatch, model, precision):
+    options = [
+        "--model",
+        model,
+        "--mixed-precision",
+        precision,
+        "--deterministic",
+        "--ema-decay",
+        "0.9",
+        "--max-grad-norm",
+        "1",
+    ]
+    whole = train(*options, name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        assert train(*options, name="stopped").status == 75
+    resumed = train(*options, name="stopped")
+    assert resumed.weights() == whole.weights()
+    assert untimed(resumed.metrics()) == untimed(whole.metrics())

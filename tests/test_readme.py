@@ -42,7 +42,18 @@ def test_every_command_runs(folders, data_dir, tmp_path):
     evals = [words for words in COMMANDS if "eval.py" in words]
     assert len(trains) == 2
     assert len(evals) == 1
-    small = ["--data", str(folders), "--data-dir", str(data_dir), "--steps", "2", "--batch-size", "8", "--limit-eval", "8"]
+    small = [
+        "--data",
+        str(folders),
+        "--data-dir",
+        str(data_dir),
+        "--steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--limit-eval",
+        "8",
+    ]
     for number, words in enumerate(trains):
         launch(words, *small, "--output-dir", f"{run}{number}")
     launch([word.replace("runs/NAME", f"{run}0") for word in evals[0]], "--data-dir", str(data_dir))

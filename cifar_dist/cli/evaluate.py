@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,10 @@ from cifar_dist.checkpoint import write_atomically
 from cifar_dist.cli.exits import FINISHED, guarded
 from cifar_dist.config import TrainConfig, option
 from cifar_dist.console import Console
-from cifar_dist.data import check_data_name, load_dataset, make_splits
+from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.engine import evaluate
 from cifar_dist.errors import UserError
-from cifar_dist.options import OneLineParser, add_flags
+from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
 from cifar_dist.state import WEIGHTS_FILE
 from cifar_dist.weights import load_weights
 
@@ -53,18 +53,20 @@ def _evaluate(argv: Sequence[str]) -> int:
     )
     add_flags(parser, EvalOptions)
     add_flags(parser, TrainConfig, SHARED)
-    given = parser.parse(argv)
+    given = with_launcher_precision(parser.parse(argv))
     options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
-    path = weights_path(options.checkpoint)
-    if options.data:
-        check_data_name(options.data)
+    if not options.checkpoint:
+        raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
+    if options.output and not Path(options.output).parent.is_dir():
+        raise UserError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it first")
     # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
     shared = {name: given[name] for name in SHARED if name in given}
-    config = TrainConfig(epochs=1, **shared)
-
-    accelerator = distributed.start(config)
-    console = Console(speaks=accelerator.is_main_process)
+    distributed.join(TrainConfig(epochs=1, **shared))
+    path = distributed.on_all(lambda: weights_path(options.checkpoint))
     model, about = distributed.on_all(lambda: load_weights(path))
+    config = TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared})
+    accelerator = distributed.accelerate(config)
+    console = Console(speaks=accelerator.is_main_process)
     name = options.data or about["data"]
     dataset = distributed.on_all(lambda: load_dataset(name, Path(config.data_dir)))
     distributed.check_equal(dataset.fingerprint, "the data")
@@ -72,8 +74,8 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise UserError(
             f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
         )
-    settings = {key: about[key] for key in ("val_fraction", "split_seed")}
-    splits = make_splits(dataset, TrainConfig(epochs=1, **shared, **settings), accelerator.device)
+    held_out = {key: about[key] for key in ("val_fraction", "split_seed")}
+    splits = make_splits(dataset, replace(config, **held_out), accelerator.device)
     split = splits.test if options.split == "test" else splits.val
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
@@ -96,8 +98,6 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 def weights_path(checkpoint: str) -> Path:
     """Return the weights file that `--checkpoint` means; raises `UserError` where there is none."""
-    if not checkpoint:
-        raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
     path = Path(checkpoint)
     if path.is_dir():
         path = path / WEIGHTS_FILE

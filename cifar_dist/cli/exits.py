@@ -13,7 +13,7 @@ from cifar_dist.errors import UserError
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
 
-def guarded(command: Callable[[], int]) -> int:
+def guarded(command: Callable[[], int], after_a_failure: str = "") -> int:
     """Run `command` and return its status; errors become one line, on rank 0 only, unless they are bugs."""
     try:
         return command()
@@ -22,9 +22,9 @@ def guarded(command: Callable[[], int]) -> int:
     except DivergedError as error:
         return _leave(FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1")
     except (BrokenCheckpointError, OSError) as error:
-        return _leave(FAILED, f"failed: {error}; what was saved before is kept, and the same command goes on from it")
+        return _leave(FAILED, f"failed: {error}" + f"; {after_a_failure}" * bool(after_a_failure))
     except KeyboardInterrupt:
-        return _leave(130, "interrupted before training began; nothing to save")
+        return _leave(FAILED, "interrupted before there was anything to save")
     except Exception:
         sys.stderr.write(f"[rank {distributed.env_int('RANK', 0)}] {traceback.format_exc()}")
         return FAILED

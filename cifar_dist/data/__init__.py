@@ -1,6 +1,5 @@
 """Data sets by name: the official CIFAR-10, class folders, a synthetic set, or whichever of them can be had."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from cifar_dist.data.cache import Decoded, load_cached
@@ -10,7 +9,7 @@ from cifar_dist.data.folders import list_folder, read_folder
 from cifar_dist.data.synthetic import CLASSES, draw_images
 from cifar_dist.errors import UserError, unknown
 
-__all__ = ["Dataset", "Split", "Splits", "check_data_name", "load_dataset", "make_splits"]
+__all__ = ["Dataset", "Split", "Splits", "check_data_name", "choose_data", "load_dataset", "make_splits"]
 
 NAMES = ("cifar10", "auto", "synthetic")
 SYNTHETIC_SEEDS = {"train": 0, "test": 1}
@@ -24,7 +23,7 @@ def load_dataset(data: str, data_dir: Path) -> Dataset:
     if data == "cifar10":
         return load_cached(data_dir, "cifar10", lambda: read_cifar10(data_dir))
     if data == "auto":
-        return _load_auto(data_dir)
+        return load_dataset(choose_data(data_dir)[0], data_dir)
     check_data_name(data)
     root = Path(data)
     listing = list_folder(root)
@@ -40,13 +39,15 @@ def check_data_name(data: str) -> None:
     raise unknown("data set", data, NAMES)
 
 
-def _load_auto(data_dir: Path) -> Dataset:
+def choose_data(data_dir: Path) -> tuple[str, str]:
+    """Return what `auto` takes, cifar10 or synthetic, and why it isn't cifar10. Downloads; for one rank only."""
     try:
-        return load_dataset("cifar10", data_dir)
+        load_dataset("cifar10", data_dir)
     except UserError as error:
-        return replace(load_dataset("synthetic", data_dir), note=str(error))
+        return "synthetic", str(error)
+    return "cifar10", ""
 
 
 def _draw_synthetic() -> Decoded:
     train, test = (draw_images(SYNTHETIC_SIZES[part], SYNTHETIC_SEEDS[part]) for part in ("train", "test"))
-    return Decoded("synthetic", CLASSES, *train, *test)
+    return Decoded("synthetic", True, CLASSES, *train, *test)

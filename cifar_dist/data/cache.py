@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from cifar_dist.checkpoint import write_synced
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
@@ -21,6 +22,7 @@ class Decoded(NamedTuple):
     """What a source decodes to: images (N, 3, 32, 32) uint8, targets (N,) int64."""
 
     name: str
+    synthetic: bool
     classes: tuple[str, ...]
     train_images: np.ndarray
     train_targets: np.ndarray
@@ -45,13 +47,13 @@ def _write(folder: Path, decoded: Decoded) -> None:
     partial.mkdir()
     arrays = [getattr(decoded, name) for name in ARRAYS]
     mean, std = channel_statistics(decoded.train_images)
-    about = {"name": decoded.name, "classes": decoded.classes, "mean": mean, "std": std}
+    about = {"name": decoded.name, "synthetic": decoded.synthetic, "classes": decoded.classes, "mean": mean, "std": std}
     about["fingerprint"] = fingerprint(decoded.classes, arrays)
     for name, array in zip(ARRAYS, arrays, strict=True):
         with (partial / f"{name}.npy").open("wb") as file:
             np.save(file, array)
             os.fsync(file.fileno())
-    (partial / "about.json").write_text(json.dumps(about, indent=1))
+    write_synced(partial / "about.json", json.dumps(about, indent=1).encode())
     os.replace(partial, folder)
 
 
@@ -71,5 +73,5 @@ def _read(folder: Path) -> Dataset:
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
         fingerprint=about["fingerprint"],
-        synthetic=about["name"] == "synthetic",
+        synthetic=about["synthetic"],
     )

@@ -33,7 +33,7 @@ def read_cifar10(data_dir: Path) -> Decoded:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return Decoded("CIFAR-10", tuple(train.classes), *_arrays(train), *_arrays(test))
+    return Decoded("CIFAR-10", False, tuple(train.classes), *_arrays(train), *_arrays(test))
 
 
 def _arrays(part: "object") -> tuple[np.ndarray, np.ndarray]:

@@ -44,7 +44,6 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str  # SHA-256 of classes, pixels and targets
     synthetic: bool = False
-    note: str = ""  # why `auto` took the synthetic set
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
             raise UserError(
                 f"class folder {folder / name} is empty; put its images there or remove it from train/ and test/"
             )
+        digest.update(f"{folder.name}/{name}\0".encode())
         for file_name, stat in found:
             digest.update(f"{file_name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             files.append((f"{folder}/{name}/{file_name}", target))
@@ -61,7 +62,7 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
 
 def read_folder(root: Path, listing: Listing) -> Decoded:
     """Decode every file; raises `UserError` naming the first that can't be."""
-    return Decoded(str(root), listing.classes, *_decode(listing.train), *_decode(listing.test))
+    return Decoded(str(root), False, listing.classes, *_decode(listing.train), *_decode(listing.test))
 
 
 def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +72,7 @@ def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
         images[i] = _decode_file(files[i][0])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
-        for _ in pool.map(read, range(len(files)), chunksize=256):
+        for _ in pool.map(read, range(len(files))):
             pass
     return images, np.array([target for _, target in files], dtype=np.int64)
 
