@@ -3,6 +3,7 @@
 import sys
 
 from cifar_dist.cli.evaluate import main
+from cifar_dist.cli.exits import finish
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    finish(main(sys.argv[1:]))

@@ -2,7 +2,8 @@
 
 import sys
 
+from cifar_dist.cli.exits import finish
 from cifar_dist.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    finish(main(sys.argv[1:]))

@@ -4,7 +4,8 @@ import sys
 
 from cifar_dist import engine
 from cifar_dist.cli.evaluate import main
+from cifar_dist.cli.exits import finish
 
 if __name__ == "__main__":
     engine.EVAL_BLOCK = 40
-    sys.exit(main(sys.argv[1:]))
+    finish(main(sys.argv[1:]))

@@ -15,7 +15,8 @@ from cifar_dist.errors import UserError
 
 WORLD_SIZES = (1, 2, 3, 4, 7)
 LENET = "--model lenet --batch-size 32 --lr 0.005 --schedule constant --warmup 0 --log-every 4"
-RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.0005 --schedule constant --warmup 0"
+# A ResNet is chaotic: one unit in the last place of one weight grows to 8e-6 in eight steps at lr 1e-3, to 3e-7 at 1e-4.
+RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.0001 --schedule constant --warmup 0"
 JOBS = {
     # 193 training images: each epoch's last batch holds one, so all ranks but one have none.
     "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
@@ -98,8 +99,10 @@ def test_weights_do_not_depend_on_the_world_size(by_world_size, world_size):
 
 @pytest.mark.slow
 def test_batch_norm_per_process_is_what_makes_a_difference(by_world_size):
-    """So that the test above could fail: the same run without virtual shards is off by far more."""
-    assert difference(by_world_size[4]["process"], by_world_size[1]["process"]) > 1e-4
+    """So that the test above could fail: the same run without virtual shards, and shorter, is off by far more."""
+    scopes = by_world_size[4], by_world_size[1]
+    per_process, virtual = (difference(*(results[name] for results in scopes)) for name in ("process", "virtual"))
+    assert per_process > 10 * virtual
 
 
 @pytest.mark.slow

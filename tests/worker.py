@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist import distributed, engine, preemption
+from cifar_dist.cli.exits import finish
 from cifar_dist.cli.train import main
 
 engine.EVAL_BLOCK = 7  # so that the small sets have several blocks for the ranks to share
@@ -41,7 +42,7 @@ def run(job: dict[str, Any]) -> None:
     preemption.VOTE_EVERY_S = 0.0 if job["stop"] else vote_every_s
     status = main(job["argv"])
     if status:
-        sys.exit(status)
+        finish(status)
 
 
 if __name__ == "__main__":
@@ -50,3 +51,4 @@ if __name__ == "__main__":
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job)
     stop()
+    finish(0)
