@@ -20,6 +20,7 @@ from cifar_dist import data
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.data.dataset import channel_statistics
+from cifar_dist.data.synthetic import draw_images
 from cifar_dist.errors import UserError
 
 CPU = torch.device("cpu")
@@ -247,6 +248,27 @@ def test_the_synthetic_set_is_the_same_each_time_and_train_is_not_test(tmp_path)
     assert torch.bincount(one.train.targets).tolist() == [20] * 10
     seen = {image.numpy().tobytes() for image in one.train.images}
     assert not seen & {image.numpy().tobytes() for image in one.test.images}
+
+
+@pytest.mark.slow
+def test_the_synthetic_set_needs_more_than_a_linear_model(train):
+    (images, targets), (test_images, test_targets) = (draw_images(n, seed) for n, seed in ((10_000, 0), (2000, 1)))
+    mean, std = images.mean(axis=0), images.std(axis=0)
+    x, test_x = (torch.from_numpy((i - mean) / std).float().flatten(1) for i in (images, test_images))
+    linear = torch.nn.Linear(3072, 10)
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-3, weight_decay=1.0)
+    for epoch in range(8):
+        for index in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(128):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(linear(x[index]), torch.from_numpy(targets)[index]).backward()
+            optimizer.step()
+    linear_accuracy = (linear(test_x).argmax(dim=1) == torch.from_numpy(test_targets)).double().mean().item()
+    options = "--data synthetic --model resnet20 --limit-train 10000 --limit-eval 2000 --epochs 5 --batch-size 128"
+    result = train(*options.split(), "--log-every", "50", "--threads", str(os.cpu_count()))
+    accuracy = result.json("summary.json")["test"]["accuracy"]
+    assert 0.1 < linear_accuracy < 0.4
+    assert accuracy > 0.6
+    assert result.json("summary.json")["synthetic"]
 
 
 # ---- splits and statistics
