@@ -14,9 +14,13 @@ class UserError(Exception):
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """Return the error for a `name` that is not among `choices`, naming the nearest and then all of them."""
     choices = list(choices)
-    near = get_close_matches(name, choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}.{hint} Choose one of: {', '.join(choices)}")
+    return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, choices)} Choose one of: {', '.join(choices)}")
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return a question naming the choice nearest to `name`, with a space before it; empty where none is near."""
+    near = get_close_matches(name, list(choices), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from cifar_dist.config import TrainConfig, flag
-from cifar_dist.errors import UserError, lookup, unknown
+from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 from cifar_dist.recipes import RECIPES
 
 
@@ -22,13 +22,13 @@ class OneLineParser(argparse.ArgumentParser):
         """Return the options that were given, by field name; `--batch_size` is taken as `--batch-size`."""
         argv = [_dashes(word) for word in argv]
         known, rest = self.parse_known_args(argv)
-        if rest:
-            flags = [name for action in self._actions for name in action.option_strings]
-            raise (
-                unknown("option", rest[0].split("=")[0], flags)
-                if rest[0].startswith("-")
-                else UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
+        if rest and rest[0].startswith("-"):
+            flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise UserError(
+                f"unknown option {rest[0].split('=')[0]!r}.{did_you_mean(rest[0], flags)} --help lists them all"
             )
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
         return vars(known)
 
 

@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     return guarded(lambda: _evaluate(argv))
 
 
-def _evaluate(argv: Sequence[str]) -> int:
+def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
+    """Return our own options and the given ones that are shared with `train.py`; raises `UserError`."""
     parser = OneLineParser(
         prog="eval.py",
         description="Evaluate a run or a weights file exactly, on any number of processes.",
@@ -59,8 +60,12 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
     if options.output and not Path(options.output).parent.is_dir():
         raise UserError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it first")
+    return options, {name: given[name] for name in SHARED if name in given}
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    options, shared = read_options(argv)
     # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
-    shared = {name: given[name] for name in SHARED if name in given}
     distributed.join(TrainConfig(epochs=1, **shared))
     path = distributed.on_all(lambda: weights_path(options.checkpoint))
     model, about = distributed.on_all(lambda: load_weights(path))
