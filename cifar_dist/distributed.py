@@ -99,10 +99,17 @@ def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
         raise UserError(
             f"{local_world_size} processes on a node with {gpus} GPUs; use --num_processes {gpus}, or --device cpu"
         )
+    check_precision(config)
     if env_int("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1) != 1:
         raise UserError(
             "accumulation follows from --batch-size and --micro-batch-size; leave --gradient_accumulation_steps out of the launch"
         )
+
+
+def check_precision(config: TrainConfig) -> None:
+    """Raise `UserError` for a precision that this machine would not compute in."""
+    if config.mixed_precision == "fp16" and not uses_gpu(config):
+        raise UserError("--mixed-precision fp16 needs a GPU (a CPU would silently compute in fp32); use bf16 or no")
 
 
 def uses_gpu(config: TrainConfig) -> bool:
@@ -131,8 +138,7 @@ def default_threads() -> int:
 
 def accelerate(config: TrainConfig) -> Accelerator:
     """Return the Accelerator of a joined group, set up as the configuration asks. Raises `UserError`."""
-    if config.mixed_precision == "fp16" and not uses_gpu(config):
-        raise UserError("--mixed-precision fp16 needs a GPU (a CPU would silently compute in fp32); use bf16 or no")
+    check_precision(config)  # of a run that goes on, known only now
     torch.set_num_threads(config.threads or default_threads())
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

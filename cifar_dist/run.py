@@ -40,7 +40,11 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
     if opening.summary:
         show_finished(console, opening.path, opening.summary)
         return None
-    run = start_run(opening, given, signals, console)
+    try:
+        run = start_run(opening, given, signals, console)
+    except UserError:
+        on_main(lambda: leave_nothing(opening.path))
+        raise
     try:
         signals.defer_interrupt()
         console.start_progress(run.plan.total_steps, run.state.progress.step)
@@ -60,6 +64,14 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
         with suppress(OSError):  # a full disk has its own message
             summarise(run, "failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+def leave_nothing(path: Path) -> None:
+    """Remove a run folder that was made for a run that can't start; one with anything in it stays."""
+    with suppress(OSError):
+        if [p.name for p in path.iterdir()] == [".lock"]:
+            (path / ".lock").unlink()
+            path.rmdir()
 
 
 def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:

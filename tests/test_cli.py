@@ -43,7 +43,9 @@ def test_a_wrong_input_is_one_line_and_status_2(train, capsys, argv, message):
 
     if "GPU" in message and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert train(*argv.split()).status == 2
+    result = train(*argv.split())
+    assert result.status == 2
+    assert not result.folder.exists()
     captured = capsys.readouterr()
     (line,) = captured.err.strip().splitlines()
     assert line.startswith("error: ")
