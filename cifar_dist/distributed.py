@@ -133,7 +133,8 @@ def join(config: TrainConfig) -> None:
 
 def default_threads() -> int:
     """Return this process's share of the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // env_int("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    return max(1, cores // env_int("LOCAL_WORLD_SIZE", 1))
 
 
 def accelerate(config: TrainConfig) -> Accelerator:
