@@ -101,16 +101,21 @@ def train_step(run: Run, step: int, lr: float) -> None:
     seed_dropout(config.seed, step, run.rank, run.device)  # so a restart draws what would have been drawn
     set_lr(state.optimizer, lr)
     weights = plan.statistics_weights(step, run.rank)
+    shards = state.shard_gradients
     for i, places in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
         state.statistics.weigh(weights, i)
-        with nullcontext() if last else accelerator.no_sync(state.model):  # one all-reduce a step
+        with nullcontext() if last and not shards else accelerator.no_sync(state.model):  # one all-reduce a step
             images, targets = load_batch(run, epoch, places)
             logits = forward(run, images)
             loss_sum = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="sum")
             # DDP takes the mean of the ranks' gradients; we want the sum over images, divided by the global batch.
-            accelerator.backward(loss_sum * (plan.world_size / len(batch)))
+            accelerator.backward(loss_sum * ((1 if shards else plan.world_size) / len(batch)))
+        if shards:
+            shards.take()
         state.sums.add(loss_sum.detach(), logits.detach(), targets)
+    if shards:
+        shards.give_back()
     if config.max_grad_norm is not None:
         accelerator.clip_grad_norm_(state.model.parameters(), config.max_grad_norm)
     state.optimizer.step()

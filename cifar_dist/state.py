@@ -12,6 +12,7 @@ from cifar_dist.batchnorm import RunningStatistics, synchronise
 from cifar_dist.config import TrainConfig
 from cifar_dist.distributed import gather_rows, rank, world_size
 from cifar_dist.errors import UserError
+from cifar_dist.gradients import ShardGradients
 from cifar_dist.metrics import TrainSums
 from cifar_dist.models import build_model
 from cifar_dist.optim import Ema, build_optimizer
@@ -41,6 +42,7 @@ class TrainState:
     optimizer: Any  # Accelerate's wrapper, which knows the gradient scaler
     scaler: Any  # torch.amp.GradScaler with fp16, else None
     ema: Ema | None
+    shard_gradients: ShardGradients | None  # with virtual shards; else DDP reduces
     sums: TrainSums
     statistics: RunningStatistics
     ema_statistics: RunningStatistics | None
@@ -75,6 +77,7 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         optimizer=optimizer,
         scaler=accelerator.scaler,
         ema=ema,
+        shard_gradients=ShardGradients(bare) if config.batch_norm == "virtual" else None,
         sums=TrainSums(accelerator.device),
         statistics=RunningStatistics(bare),
         ema_statistics=RunningStatistics(ema.module) if ema else None,

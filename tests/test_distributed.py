@@ -25,7 +25,7 @@ JOBS = {
     "process": f"{RESNET} --steps 12",
     "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
 }
-TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "virtual": 1e-5, "sync": 1e-5}
+TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "virtual": 0.0, "sync": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_every_step_sees_the_same_samples_and_pixels(by_world_size, world_size):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_weights_do_not_depend_on_the_world_size(by_world_size, world_size):
     for name, tolerance in TOLERANCE.items():
-        assert difference(by_world_size[world_size][name], by_world_size[1][name]) < tolerance, name
+        assert difference(by_world_size[world_size][name], by_world_size[1][name]) <= tolerance, name
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_batch_norm_per_process_is_what_makes_a_difference(by_world_size):
     """So that the test above could fail: the same run without virtual shards, and shorter, is off by far more."""
     scopes = by_world_size[4], by_world_size[1]
     per_process, virtual = (difference(*(results[name] for results in scopes)) for name in ("process", "virtual"))
-    assert per_process > 10 * virtual
+    assert per_process > 1e-6 > virtual
 
 
 @pytest.mark.slow
