@@ -38,8 +38,8 @@ def guarded(command: Callable[[], int], after_a_failure: str = "") -> int:
 def finish(status: int) -> NoReturn:
     """End the process with this status.
 
-    Where there are several, at once: everything is written by now, and libraries that unload their threads in an unlucky
-    order have been seen to abort one process in a hundred, which the launcher then reports as a failed run.
+    Where there are several, at once: everything is written by now, and a library that unloads its threads in an unlucky
+    order aborts a process now and then (2 of about 90 launches), which the launcher then reports as a failed run.
     """
     sys.stdout.flush()
     sys.stderr.flush()
