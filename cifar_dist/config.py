@@ -44,8 +44,8 @@ def option(
 class TrainConfig:
     """Everything a recipe or the command line may set. Units are in the name or the help."""
 
-    model: str = option("resnet20", "which network: lenet, resnet20/32/44/56/110 (resnet means resnet20)")
-    recipe: str = option("default", "named settings that the other options override: default, li2024, he2016")
+    model: str = option("resnet20", "which network, of those listed below")
+    recipe: str = option("default", "named settings that the other options override, of those listed below")
 
     data: str = option(
         "cifar10",
@@ -67,7 +67,7 @@ class TrainConfig:
     normalize: Literal["mean_std", "half"] = option(
         "mean_std", "inputs: (x - mean) / std of the training images, or half: x in [-1, 1]"
     )
-    augment: tuple[str, ...] = option(("crop", "flip"), "augmentations in order, of: crop (pad 4), flip; none for none")
+    augment: tuple[str, ...] = option(("crop", "flip"), "augmentations in order, of those listed below; none for none")
 
     epochs: int | None = option(None, "passes over the training images", must_be=POSITIVE)
     steps: int | None = option(None, "optimizer steps, in place of --epochs", must_be=POSITIVE)

@@ -67,8 +67,8 @@ class Console:
             f"length       {plan.total_steps:,} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs of {plan.steps_per_epoch:,}"
         )
 
-    def synthetic_note(self, dataset: Dataset) -> None:
-        if dataset.synthetic:
+    def synthetic_note(self, synthetic: bool) -> None:
+        if synthetic:
             self.warn(
                 "*** SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number of this run says anything about CIFAR-10. ***"
             )

@@ -23,7 +23,7 @@ from cifar_dist.preemption import StopSignals
 from cifar_dist.resume import Opening, is_whole, open_folder, take_over
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder, environment
 from cifar_dist.sampling import BatchPlan
-from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, build_state, restore
+from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, Progress, build_state, restore
 from cifar_dist.weights import unpack_weights
 
 
@@ -100,7 +100,7 @@ def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, 
     console.configuration(config, set(given))
     where = f"{here['device']}, {here['threads_per_process']} threads a process"
     console.plan(plan, dataset, splits, where, sum(p.numel() for p in state.bare.parameters()))
-    console.synthetic_note(dataset)
+    console.synthetic_note(dataset.synthetic)
     console.say(f"run folder   {folder.path}")
     begin_record(run, opening, here)
     return run
@@ -118,8 +118,9 @@ def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
     """Drop what lies after the checkpoint, and add this start to the record. Collective."""
     progress = run.state.progress
 
-    def write() -> None:
+    def write() -> Progress:
         if progress.best_step is not None and not is_whole(run.folder, progress.best_step):
+            # The checkpoint we go on from takes its place, until a validation is better.
             progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
         take_over(run.folder, opening.saved.step if opening.saved else None, progress.best_step)
         starts = opening.recorded["starts"] if opening.recorded else []
@@ -127,12 +128,9 @@ def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
         content = {"config": run.config.to_dict(), "dataset": describe(run.dataset, run.splits), "starts": starts}
         run.folder.write_json(CONFIG_FILE, content)
         run.folder.write_json(SUMMARY_FILE, {"status": "running"})
+        return progress
 
-    on_main(write)
-    # Where the best checkpoint is lost the one we go on from takes its place, until a validation is better.
-    progress.best_step, progress.best_correct, progress.best_val = on_main(
-        lambda: (progress.best_step, progress.best_correct, progress.best_val)
-    )
+    run.state.progress = on_main(write)
 
 
 def check_same_data(opening: Opening, dataset: Dataset) -> None:
@@ -170,15 +168,17 @@ def test(run: Run) -> EvalResult:
     result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator)
     progress = run.state.progress
     line = {"kind": "test", "step": best_step, "epoch": best_step / run.plan.steps_per_epoch, **result.to_dict(classes)}
-    if run.rank == 0:
-        run.folder.append_metrics(
-            {**line, "samples": run.plan.samples_before(best_step), "seconds": round(progress.seconds, 3)}
-        )
+    line |= {"samples": run.plan.samples_before(best_step), "seconds": round(progress.seconds, 3)}
+
+    def write() -> None:
+        run.folder.append_metrics(line)
         run.folder.sync_metrics()
         checkpoint.write_atomically(run.folder.path / WEIGHTS_FILE, best)
-    summarise(run, "finished", test=result.to_dict(classes) | {"confusion_matrix": result.confusion.tolist()})
+        summarise(run, "finished", test=result.to_dict(classes) | {"confusion_matrix": result.confusion.tolist()})
+
+    on_main(write)
     run.console.result_table(result, classes, f"test on {run.dataset.name}, weights of step {best_step}")
-    run.console.synthetic_note(run.dataset)
+    run.console.synthetic_note(run.dataset.synthetic)
     run.console.say(f"run folder   {run.folder.path}")
     return result
 
@@ -213,6 +213,5 @@ def show_finished(console: Console, path: Path, summary: Mapping[str, Any]) -> N
         tuple(test["per_class_accuracy"]),
         f"test on {summary['dataset']}, weights of step {summary['best_step']}",
     )
-    if summary["synthetic"]:
-        console.warn("*** SYNTHETIC DATA, not CIFAR-10 ***")
+    console.synthetic_note(summary["synthetic"])
     console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

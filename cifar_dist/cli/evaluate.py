@@ -84,7 +84,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     split = splits.test if options.split == "test" else splits.val
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
-    console.synthetic_note(dataset)
+    console.synthetic_note(dataset.synthetic)
     if dataset.fingerprint != about["fingerprint"]:
         console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
 

@@ -9,8 +9,10 @@ from cifar_dist.cli.exits import FINISHED, INTERRUPTED, guarded
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import check_data_name
 from cifar_dist.errors import lookup
+from cifar_dist.models import ALIASES, MODELS
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, with_launcher_precision
 from cifar_dist.preemption import StopSignals
+from cifar_dist.recipes import RECIPES
 from cifar_dist.resume import resume_source
 from cifar_dist.run import train_run
 from cifar_dist.sampling import check_batch
@@ -25,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     signals = StopSignals()
-    parser = OneLineParser(prog="train.py", description=description, allow_abbrev=False)
+    tables = {"models": [*MODELS, *ALIASES], "recipes": RECIPES, "augmentations": AUGMENTATIONS}
+    lists = "; ".join(f"{name}: {', '.join(table)}" for name, table in tables.items())
+    parser = OneLineParser(prog="train.py", description=description, epilog=lists, allow_abbrev=False)
     add_flags(parser, TrainConfig)
     given = with_launcher_precision(parser.parse(argv))
     config = resolve_train_config(given)
