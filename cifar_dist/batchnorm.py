@@ -74,6 +74,17 @@ class RunningStatistics:
         for layer, m in zip(self.layers, self.momenta, strict=True):
             layer.momentum = m * now / (1 - m * later)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let the layers use and keep their running statistics inside: those of a batch of no images would be nan."""
+        for layer in self.layers:
+            layer.eval()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.train()
+
     def vector(self) -> Tensor:
         """Return a copy of all statistics (n,) float32, for a model that has some."""
         return torch.cat([b.flatten() for b in self.buffers])

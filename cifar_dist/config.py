@@ -19,6 +19,7 @@ POSITIVE = Bound("greater than 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
 SEED = Bound("in [0, 2**63)", lambda x: 0 <= x < 2**63)
 SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+FOLDS = Bound("2 or greater", lambda x: x >= 2)
 
 
 def option(
@@ -45,6 +46,7 @@ class TrainConfig:
     """Everything a recipe or the command line may set. Units are in the name or the help."""
 
     model: str = option("resnet20", "which network, of those listed below")
+    model_options: tuple[str, ...] = option((), "KEY=VALUE settings of the model, such as dropout=0.2; none for none")
     recipe: str = option("default", "named settings that the other options override, of those listed below")
 
     data: str = option(
@@ -57,9 +59,14 @@ class TrainConfig:
         "share of the training images held out for validation; 0 trains on all of them and keeps the last weights",
         must_be=SHARE,
     )
-    split_seed: int = option(
-        0, "seed of the train/validation split, so that runs with other --seed share it", must_be=SEED
+    test_fraction: float | None = option(
+        None, "pool all images and draw this share of them as test images (default: the set's own)", must_be=SHARE
     )
+    folds: int | None = option(
+        None, "cross-validate: cut the training images into this many folds, in place of --val-fraction", must_be=FOLDS
+    )
+    fold: int | None = option(None, "which fold is held out for validation, from 0", must_be=NOT_NEGATIVE)
+    split_seed: int = option(0, "seed of the splits and folds, so that runs with other --seed share them", must_be=SEED)
     limit_train: int | None = option(None, "train on this many images only, classes balanced", must_be=POSITIVE)
     limit_eval: int | None = option(
         None, "validate and test on this many images only, classes balanced", must_be=POSITIVE
@@ -138,7 +145,8 @@ class TrainConfig:
         may_change=True,
     )
     eval_every: int = option(1, "epochs between two validations", must_be=POSITIVE)
-    log_every: int = option(50, "steps between two training lines", must_be=POSITIVE)
+    test: bool = option(True, "evaluate on the test images, once, at the end")
+    log_every: int = option(50, "steps between two training lines, counted from each epoch's start", must_be=POSITIVE)
     checkpoint_minutes: float = option(
         5.0,
         "a checkpoint at least this often, besides one after each validation",
@@ -168,6 +176,11 @@ class TrainConfig:
             (
                 self.epochs is not None or self.steps is not None,
                 "the length of the run is not set; use --epochs or --steps",
+            ),
+            (
+                (self.folds is None) == (self.fold is None) and (self.fold or 0) < (self.folds or 1),
+                f"--folds {self.folds} --fold {self.fold}: one run holds out one fold, --fold 0 to {(self.folds or 5) - 1} "
+                f"of --folds {self.folds or 5}; python -m cifar_dist sweep runs them all",
             ),
             (rising, f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}"),
             (not self.nesterov or self.momentum > 0, "--nesterov needs a --momentum greater than 0"),

@@ -89,7 +89,7 @@ class Console:
 
     def train_line(self, line: dict[str, Any], total_steps: int, left_s: float) -> None:
         numbers = (
-            f"loss {line['loss']:.4f}  accuracy {line['accuracy']:6.2%}  lr {line['lr']:.4g}  "
+            f"loss {line['loss']:.4f}  accuracy {percent(line['accuracy']):>6}  lr {line['lr']:.4g}  "
             f"{line['images_per_second']:,.0f} images/s  left {clock(left_s)}"
         )
         if self._progress:
@@ -109,14 +109,23 @@ class Console:
     def result_table(self, result: EvalResult, classes: tuple[str, ...], title: str) -> None:
         """Print accuracy per class, and in all."""
         table = Table(title=title, title_justify="left")
-        for name in ("class", "images", "correct", "accuracy"):
+        for name in ("class", "images", "correct", "accuracy", "second guess", "top-2"):
             table.add_column(name, justify="left" if name == "class" else "right")
         totals, correct = result.confusion.sum(dim=1).tolist(), result.confusion.diagonal().tolist()
-        for name, n, c in zip(classes, totals, correct, strict=True):
-            table.add_row(escape(name), str(n), str(c), f"{c / n:.2%}" if n else "-")
-        table.add_section()
-        table.add_row("all", str(result.num_images), str(result.num_correct), f"{result.accuracy:.2%}", style="bold")
+        rows = list(zip(classes, totals, correct, result.second.tolist(), strict=True))
+        for name, n, first, second in [*rows, ("all", sum(totals), sum(correct), int(result.second.sum()))]:
+            shares = (percent(count / n if n else None) for count in (first, first + second))
+            accuracy, top2 = shares
+            if name == "all":
+                table.add_section()
+            cells = (escape(name), str(n), str(first), accuracy, str(second), top2)
+            table.add_row(*cells, style="bold" if name == "all" else None)
         self.rich.print(table)
+
+
+def percent(share: float | None) -> str:
+    """0.5 -> 50.00%, None -> -."""
+    return "-" if share is None else f"{share:.2%}"
 
 
 def clock(seconds: float) -> str:

@@ -1,26 +1,27 @@
 """The training and evaluation loops. Read this file first."""
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cifar_dist import checkpoint
-from cifar_dist.augment import Normalize, augment
+from cifar_dist.augment import MIXES, Normalize, augment, partner_places
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Split, Splits
 from cifar_dist.distributed import on_main, sum_across_ranks
+from cifar_dist.losses import Labels, training_loss
 from cifar_dist.metrics import EvalResult, EvalSums
+from cifar_dist.models.som import Som
 from cifar_dist.optim import set_lr
 from cifar_dist.preemption import Ballot, StopSignals
-from cifar_dist.randomness import seed_dropout
 from cifar_dist.runlog import RunFolder
 from cifar_dist.sampling import BatchPlan, cut, epoch_order
 from cifar_dist.schedule import Schedule
@@ -29,6 +30,16 @@ from cifar_dist.stopwatch import Stopwatch
 from cifar_dist.weights import describe_weights, pack_weights
 
 EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same blocks and so the same logits
+
+
+class Batch(NamedTuple):
+    """What one micro-batch holds, on the device."""
+
+    images: Tensor  # (B, 3, 32, 32) float32
+    labels: Labels
+    positions: (
+        Tensor  # (B,) int64: global sample positions, one for each visit of an image, which decide all randomness
+    )
 
 
 class DivergedError(RuntimeError):
@@ -75,7 +86,7 @@ def train(run: Run) -> Signals | None:
         run.console.advance(progress.step)
 
         evaluation_due = plan.is_epoch_end(progress.step, config.eval_every)
-        log_due = evaluation_due or progress.step % config.log_every == 0
+        log_due = evaluation_due or plan.is_log_step(progress.step, config.log_every)
         if not (log_due or ballot.due(progress.step)):
             continue
         decision = ballot.vote(progress.step, run.state.sums.vector[0])
@@ -96,9 +107,8 @@ def train(run: Run) -> Signals | None:
 def train_step(run: Run, step: int, lr: float) -> None:
     """Do optimizer step `step`, counted from 0: this rank's share of one global batch."""
     config, plan, state, accelerator = run.config, run.plan, run.state, run.accelerator
-    epoch, batch = plan.batch(step)
+    epoch, places_of_step = plan.batch(step)
     micro_batches = plan.micro_batches(step, run.rank)
-    seed_dropout(config.seed, step, run.rank, run.device)  # so a restart draws what would have been drawn
     set_lr(state.optimizer, lr)
     weights = plan.statistics_weights(step, run.rank)
     shards = state.shard_gradients
@@ -106,14 +116,16 @@ def train_step(run: Run, step: int, lr: float) -> None:
         last = i == len(micro_batches) - 1
         state.statistics.weigh(weights, i)
         with nullcontext() if last and not shards else accelerator.no_sync(state.model):  # one all-reduce a step
-            images, targets = load_batch(run, epoch, places)
-            logits = forward(run, images)
-            loss_sum = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="sum")
+            batch = load_batch(run, epoch, places)
+            outputs = forward(run, batch)
+            loss_sum, correct = training_loss(
+                state.bare, outputs, batch.labels, config.label_smoothing, progress=step / plan.total_steps
+            )
             # DDP takes the mean of the ranks' gradients; we want the sum over images, divided by the global batch.
-            accelerator.backward(loss_sum * ((1 if shards else plan.world_size) / len(batch)))
+            accelerator.backward(loss_sum * ((1 if shards else plan.world_size) / len(places_of_step)))
         if shards:
             shards.take()
-        state.sums.add(loss_sum.detach(), logits.detach(), targets)
+        state.sums.add(loss_sum.detach(), correct)
     if shards:
         shards.give_back()
     if config.max_grad_norm is not None:
@@ -124,25 +136,35 @@ def train_step(run: Run, step: int, lr: float) -> None:
         state.ema.update(step)
 
 
-def load_batch(run: Run, epoch: int, places: range) -> tuple[Tensor, Tensor]:
-    """Return augmented images (B, 3, 32, 32) float32 and targets (B,) int64 at `places` of an epoch's order, on the device.
+def load_batch(run: Run, epoch: int, places: range) -> Batch:
+    """Return the augmented images at `places` of an epoch's order: a pure function of the seed, the epoch and the places."""
+    config, num_images = run.config, run.plan.num_images
+    order = epoch_order(config.seed, epoch, num_images, run.device)
+    first = epoch * num_images
 
-    A pure function of the seed, the epoch and the places: no rank, no generator's history.
-    """
-    order = epoch_order(run.config.seed, epoch, run.plan.num_images, run.device)
-    images, targets = run.splits.train.gather(order[places.start : places.stop])
-    positions = torch.arange(places.start, places.stop, device=run.device) + epoch * run.plan.num_images
-    return augment(run.normalize(images), positions, run.config.augment, run.config.seed), targets
+    def load(places: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, targets = run.splits.train.gather(order[places])
+        return augment(pixels, places + first, config.augment, config.seed, run.normalize), targets
+
+    own = torch.arange(places.start, places.stop, device=run.device)
+    positions = own + first
+    images, targets = load(own)
+    for name in config.augment:
+        if name in MIXES:
+            partners, others = load(partner_places(positions, config.seed, num_images))
+            images, share = MIXES[name](images, partners, positions, config.seed)
+            return Batch(images, Labels(targets, others, share), positions)
+    return Batch(images, Labels(targets), positions)
 
 
-def forward(run: Run, images: Tensor) -> Tensor:
-    """Return logits. A rank without images takes part too, or the others would wait for its gradient for ever."""
-    if len(images) or run.config.batch_norm == "sync":
-        return run.state.model(images)
-    run.state.model.eval()  # statistics of no image would be nan
-    logits = run.state.model(images)
-    run.state.model.train()
-    return logits
+def forward(run: Run, batch: Batch) -> Tensor:
+    """Return the model's outputs. A rank without images takes part too, or the others would wait for its gradient for ever."""
+    state = run.state
+    state.masks.draw(batch.positions)
+    if len(batch.images) or run.config.batch_norm == "sync":
+        return state.model(batch.images)
+    with state.statistics.frozen():
+        return state.model(batch.images)
 
 
 def settle_gradient_buckets(run: Run) -> None:
@@ -153,11 +175,23 @@ def settle_gradient_buckets(run: Run) -> None:
     """
     if run.plan.world_size == 1:
         return
-    run.state.model.eval()
-    logits = run.state.model(torch.zeros(0, 3, 32, 32, device=run.device))
-    run.accelerator.backward(logits.sum())
-    run.state.optimizer.zero_grad(set_to_none=True)
-    run.state.model.train()
+    state = run.state
+    state.masks.draw(torch.zeros(0, dtype=torch.int64, device=run.device))
+    with state.statistics.frozen():
+        outputs = state.model(torch.zeros(0, 3, 32, 32, device=run.device))
+    run.accelerator.backward(outputs.sum())
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield this rank's share of a split's blocks: (number, pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
+    for block in cut(0, num_eval_blocks(split), accelerator.num_processes)[accelerator.process_index]:
+        places = range(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)))
+        yield block, *split.gather(torch.arange(places.start, places.stop, device=accelerator.device))
+
+
+def num_eval_blocks(split: Split) -> int:
+    return -(-len(split) // EVAL_BLOCK)
 
 
 @torch.inference_mode()
@@ -167,19 +201,26 @@ def evaluate(
     """Count over the whole split, each image exactly once, on any number of ranks; every rank gets the same result."""
     training = model.training
     model.eval()
-    num_blocks = -(-len(split) // EVAL_BLOCK)
-    sums = EvalSums(num_classes, num_blocks, accelerator.device)
-    for block in cut(0, num_blocks, accelerator.num_processes)[accelerator.process_index]:
-        places = torch.arange(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)), device=accelerator.device)
-        images, targets = split.gather(places)
+    sums = EvalSums(num_classes, num_eval_blocks(split), accelerator.device)
+    for block, pixels, targets in eval_blocks(split, accelerator):
         with accelerator.autocast():
-            logits = model(normalize(images))
+            logits = model(normalize(pixels))
         sums.add(block, logits, targets)
     model.train(training)
     result = sums.result(sum_across_ranks)
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result
+
+
+@torch.inference_mode()
+def label_units(model: Som, split: Split, normalize: Normalize, accelerator: Accelerator) -> None:
+    """Count the images of each class that each unit of a map wins, exactly, on any number of ranks."""
+    wins = torch.zeros_like(model.wins)
+    for _, pixels, targets in eval_blocks(split, accelerator):
+        winners = model.distances(normalize(pixels)).argmin(dim=1)
+        wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
+    model.wins.copy_(sum_across_ranks(wins))
 
 
 def log_training(run: Run, lr: float) -> None:
@@ -190,7 +231,17 @@ def log_training(run: Run, lr: float) -> None:
     count = samples_before(progress.step) - samples_before(progress.logged_step)
     progress.logged_step = progress.step
     images_per_s = run.stopwatch.lap(samples_before(progress.step))
-    line = _line(run, "train", loss=loss_sum / count, accuracy=correct / count, lr=lr, images_per_second=images_per_s)
+    accuracy = None if math.isnan(correct) else correct / count  # a map predicts nothing while it trains
+    progress.seconds += run.stopwatch.elapsed_since_last_read()
+    line = metrics_line(
+        run,
+        "train",
+        progress.step,
+        loss=loss_sum / count,
+        accuracy=accuracy,
+        lr=lr,
+        images_per_second=images_per_s,
+    )
     samples_left = samples_before(run.plan.total_steps) - line["samples"]
     on_main(lambda: run.folder.append_metrics(line))
     run.console.train_line(line, run.plan.total_steps, samples_left / images_per_s)
@@ -199,6 +250,9 @@ def log_training(run: Run, lr: float) -> None:
 def validate(run: Run) -> None:
     """Evaluate on validation and note whether it is the best so far; without validation the newest is. Collective."""
     progress, split = run.state.progress, run.splits.val
+    if isinstance(run.state.eval_model, Som):
+        with run.stopwatch.paused():
+            label_units(run.state.eval_model, run.splits.train, run.normalize, run.accelerator)
     if split is None:
         progress.best_step = progress.step
         return
@@ -208,20 +262,16 @@ def validate(run: Run) -> None:
     if best:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(run.dataset.classes)
-    line = _line(run, "val", **result.to_dict(run.dataset.classes))
+    progress.seconds += run.stopwatch.elapsed_since_last_read()
+    line = metrics_line(run, "val", progress.step, **result.to_dict(run.dataset.classes))
     on_main(lambda: run.folder.append_metrics(line))
     run.console.val_line(line, best)
 
 
-def _line(run: Run, kind: str, **values: Any) -> dict[str, Any]:
-    step = run.state.progress.step
-    run.state.progress.seconds += run.stopwatch.elapsed_since_last_read()
-    where = {
-        "kind": kind,
-        "step": step,
-        "epoch": step / run.plan.steps_per_epoch,
-        "samples": run.plan.samples_before(step),
-    }
+def metrics_line(run: Run, kind: str, step: int, **values: Any) -> dict[str, Any]:
+    """Return one line of metrics.jsonl about the weights after `step` steps."""
+    epoch, samples = step / run.plan.steps_per_epoch, run.plan.samples_before(step)
+    where = {"kind": kind, "step": step, "epoch": epoch, "samples": samples}
     return {**where, **values, "seconds": round(run.state.progress.seconds, 3)}
 
 

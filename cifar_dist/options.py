@@ -116,6 +116,9 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     name = given.get("recipe", "default")
     base = lookup(RECIPES, name, "recipe")(given.get("model"))
     given = {**given, "model": base.model}  # the recipe resolves aliases
+    if given.get("model_options"):  # those not given stay as in the recipe
+        by_key = {word.partition("=")[0]: word for word in (*base.model_options, *given["model_options"])}
+        given["model_options"] = tuple(by_key[key] for key in sorted(by_key))
     if "epochs" in given and "steps" not in given:
         given["steps"] = None
     if "steps" in given and "epochs" not in given:

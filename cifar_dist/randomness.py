@@ -2,7 +2,6 @@
 
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment (Steele, Lea, Flood 2014)
@@ -19,6 +18,19 @@ class Purpose(IntEnum):
     FLIP = 4
     DROPOUT = 5
     SPLIT = 6
+    ROTATION = 7
+    CUTOUT_ROW = 8
+    CUTOUT_COLUMN = 9
+    BRIGHTNESS = 10
+    CONTRAST = 11
+    SATURATION = 12
+    POLICY_OPERATION = 13
+    POLICY_MAGNITUDE = 14
+    MIX_PARTNER = 15
+    MIX_SHARE = 16
+    MIX_ROW = 17
+    MIX_COLUMN = 18
+    SWEEP = 19
 
 
 def random_bits(seed: int, purpose: Purpose, positions: Tensor) -> Tensor:
@@ -35,12 +47,9 @@ def random_integers(seed: int, purpose: Purpose, positions: Tensor, high: int) -
     return _shift_right_33(random_bits(seed, purpose, positions)) % high
 
 
-def seed_dropout(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Set the device's own generator for one rank's share of one optimizer step."""
-    bits = int(random_bits(seed, Purpose.DROPOUT, torch.tensor(step * 2**20 + rank)))
-    # Not torch.manual_seed: without a GPU it queues a call, with a stack trace, for the day one is initialised.
-    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-    generator.manual_seed(bits)
+def random_uniform(seed: int, purpose: Purpose, positions: Tensor) -> Tensor:
+    """Return a float32 in [0, 1) for each position: a multiple of 2**-24, so exact."""
+    return random_integers(seed, purpose, positions, 2**24) * 2.0**-24
 
 
 def _shift_right_33(x: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ def resume_source(resume: str) -> tuple[Path | None, int | None]:
 
 
 def new_folder(config: TrainConfig) -> Path:
-    name = f"runs/{config.model}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    recipe = config.recipe.replace("/", "-")  # ghasemi2024/3 is not a folder in a folder
+    name = f"runs/{config.model}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path(name), 2
     while path.exists():
         path, number = Path(f"{name}-{number}"), number + 1

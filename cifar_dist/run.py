@@ -7,7 +7,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from cifar_dist import checkpoint, distributed
@@ -16,7 +15,7 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
 from cifar_dist.distributed import check_equal, on_all, on_main, rank, world_size
-from cifar_dist.engine import Run, evaluate, train
+from cifar_dist.engine import Run, evaluate, metrics_line, train
 from cifar_dist.errors import UserError
 from cifar_dist.metrics import EvalResult
 from cifar_dist.preemption import StopSignals
@@ -156,31 +155,29 @@ def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
     }
 
 
-def test(run: Run) -> EvalResult:
-    """Evaluate the best weights on the test images, once, and write the result. Collective."""
-    best_step = run.state.progress.best_step
+def test(run: Run) -> None:
+    """Evaluate the best weights on the test images, once, and write the result; with --no-test only the end. Collective."""
+    best_step, config = run.state.progress.best_step, run.config
     assert best_step is not None, "the last step is always evaluated"
     best = on_main(
         lambda: checkpoint.load(checkpoint.folder_for(run.folder.checkpoints, best_step)).files[WEIGHTS_FILE]
     )
     model, classes = run.state.eval_model, run.dataset.classes
     model.load_state_dict(unpack_weights(best))
-    result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator)
-    progress = run.state.progress
-    line = {"kind": "test", "step": best_step, "epoch": best_step / run.plan.steps_per_epoch, **result.to_dict(classes)}
-    line |= {"samples": run.plan.samples_before(best_step), "seconds": round(progress.seconds, 3)}
+    result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator) if config.test else None
 
     def write() -> None:
-        run.folder.append_metrics(line)
+        if result:
+            run.folder.append_metrics(metrics_line(run, "test", best_step, **result.to_dict(classes)))
         run.folder.sync_metrics()
         checkpoint.write_atomically(run.folder.path / WEIGHTS_FILE, best)
-        summarise(run, "finished", test=result.to_dict(classes) | {"confusion_matrix": result.confusion.tolist()})
+        summarise(run, "finished", test=result.to_dict(classes) | result.counts() if result else None)
 
     on_main(write)
-    run.console.result_table(result, classes, f"test on {run.dataset.name}, weights of step {best_step}")
+    if result:
+        run.console.result_table(result, classes, f"test on {run.dataset.name}, weights of step {best_step}")
     run.console.synthetic_note(run.dataset.synthetic)
     run.console.say(f"run folder   {run.folder.path}")
-    return result
 
 
 def summarise(run: Run, status: str, **more: Any) -> None:
@@ -206,12 +203,8 @@ def summarise(run: Run, status: str, **more: Any) -> None:
 
 def show_finished(console: Console, path: Path, summary: Mapping[str, Any]) -> None:
     """Show the result of a run that has nothing left to do."""
-    test = summary["test"]
-    result = EvalResult(torch.tensor(test["confusion_matrix"]), test["loss"] * test["num_images"])
-    console.result_table(
-        result,
-        tuple(test["per_class_accuracy"]),
-        f"test on {summary['dataset']}, weights of step {summary['best_step']}",
-    )
+    if test := summary["test"]:
+        title = f"test on {summary['dataset']}, weights of step {summary['best_step']}"
+        console.result_table(EvalResult.from_record(test), tuple(test["per_class_accuracy"]), title)
     console.synthetic_note(summary["synthetic"])
     console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

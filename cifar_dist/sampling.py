@@ -88,6 +88,10 @@ class BatchPlan:
         share = cut(places.start, places.stop, self.world_size)[rank]
         return cut(share.start, share.stop, count)
 
+    def is_log_step(self, steps_done: int, every: int) -> bool:
+        """Whether `steps_done` steps end an epoch, or a multiple of `every` steps within one."""
+        return steps_done % self.steps_per_epoch % every == 0
+
     def is_epoch_end(self, steps_done: int, every: int) -> bool:
         """Whether `steps_done` steps end an epoch whose number `every` divides, or the run."""
         return steps_done % (every * self.steps_per_epoch) == 0 or steps_done == self.total_steps
@@ -127,6 +131,15 @@ def check_batch(config: TrainConfig, world_size: int) -> None:
         below, above = shards // world_size * world_size, (shards // world_size + 1) * world_size
         choice = f"{below} or {above}" if below else str(above)
         raise UserError(f"--virtual-shards {shards} is not a multiple of the {world_size} processes; use {choice}")
+
+
+def fold_numbers(targets: Tensor, folds: int, seed: int) -> Tensor:
+    """Return the fold (N,) int64 of each of `targets` (N,): folds differ by at most one image, in all and of each class."""
+    order = random_bits(seed, Purpose.SPLIT, torch.arange(len(targets))).argsort(stable=True)
+    by_class = order[targets[order].argsort(stable=True)]
+    numbers = torch.empty_like(targets)
+    numbers[by_class] = torch.arange(len(targets)) % folds
+    return numbers
 
 
 def stratified(targets: Tensor, count: int, seed: int) -> Tensor:

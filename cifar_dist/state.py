@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cifar_dist.batchnorm import RunningStatistics, synchronise
 from cifar_dist.config import TrainConfig
 from cifar_dist.distributed import gather_rows, rank, world_size
+from cifar_dist.dropout import DropoutMasks
 from cifar_dist.errors import UserError
 from cifar_dist.gradients import ShardGradients
 from cifar_dist.metrics import TrainSums
@@ -44,6 +45,7 @@ class TrainState:
     ema: Ema | None
     shard_gradients: ShardGradients | None  # with virtual shards; else DDP reduces
     sums: TrainSums
+    masks: DropoutMasks
     statistics: RunningStatistics
     ema_statistics: RunningStatistics | None
     progress: Progress = field(default_factory=Progress)
@@ -61,7 +63,9 @@ class TrainState:
 def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator) -> TrainState:
     """Return the state before the first step; initial weights depend on the seed alone."""
     torch.manual_seed(config.seed)
-    bare = build_model(config.model, num_classes)  # on the CPU: the same numbers whatever the device
+    bare = build_model(
+        config.model, num_classes, config.model_options
+    )  # on the CPU: the same numbers whatever the device
     if config.batch_norm == "sync":
         bare = synchronise(bare, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
     if config.batch_norm != "process" and not RunningStatistics(bare).layers:
@@ -79,6 +83,7 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         ema=ema,
         shard_gradients=ShardGradients(bare) if config.batch_norm == "virtual" else None,
         sums=TrainSums(accelerator.device),
+        masks=DropoutMasks(bare, config.seed),
         statistics=RunningStatistics(bare),
         ema_statistics=RunningStatistics(ema.module) if ema else None,
     )

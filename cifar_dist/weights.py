@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cifar_dist.augment import Normalize
 from cifar_dist.config import TrainConfig
-from cifar_dist.data import Dataset
+from cifar_dist.data import SPLIT_OPTIONS, Dataset
 from cifar_dist.errors import UserError
 from cifar_dist.models import build_model
 
@@ -22,6 +22,7 @@ def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize
     """Return what a weights file says of itself: how to rebuild the model, prepare its inputs and find its data."""
     return {
         "model": config.model,
+        "model_options": config.model_options,
         "classes": dataset.classes,
         "mean": normalize.mean,
         "std": normalize.std,
@@ -29,8 +30,7 @@ def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize
         "data": config.data,
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
-        "val_fraction": config.val_fraction,
-        "split_seed": config.split_seed,
+        "split": {name: getattr(config, name) for name in SPLIT_OPTIONS},
         "recipe": config.recipe,
         "seed": config.seed,
         "step": step,
@@ -62,6 +62,6 @@ def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if KEY not in metadata:
         raise UserError(f"{path} doesn't say which model it holds; it was not written by train.py")
     about = json.loads(metadata[KEY])
-    model = build_model(about["model"], len(about["classes"]))
+    model = build_model(about["model"], len(about["classes"]), about["model_options"])
     model.load_state_dict(tensors)
     return model.eval(), about

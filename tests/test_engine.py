@@ -46,7 +46,7 @@ def test_a_run_leaves_the_folder_the_design_promises(train):
     assert config["dataset"]["fingerprint"]
     assert config["starts"][-1]["world_size"] == 1
     assert config["starts"][-1]["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert [line["step"] for line in result.metrics("train")] == [3, 6, 7, 9, 12, 14, 15, 18, 21]
+    assert [line["step"] for line in result.metrics("train")] == [3, 6, 7, 10, 13, 14, 17, 20, 21]
     assert [line["step"] for line in result.metrics("val")] == [7, 14, 21]
     assert [line["kind"] for line in result.metrics()][-1] == "test"
     last = result.metrics("train")[-1]

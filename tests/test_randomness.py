@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifar_dist.randomness import Purpose, random_bits, random_integers, seed_dropout
+from cifar_dist.randomness import Purpose, random_bits, random_integers, random_uniform
 
 MASK = 2**64 - 1
 
@@ -42,11 +42,9 @@ def test_seeds_and_purposes_give_different_streams():
     assert len(torch.cat(streams).unique()) == 1000 * len(streams)
 
 
-def test_dropouts_seed_depends_on_seed_step_and_rank_alone():
-    def draw(*where):
-        torch.rand(3)  # history that must not matter
-        seed_dropout(*where, torch.device("cpu"))
-        return torch.rand(4).tolist()
-
-    assert draw(0, 5, 1) == draw(0, 5, 1)
-    assert len({tuple(draw(s, t, r)) for s in (0, 1) for t in (0, 1) for r in (0, 1)}) == 8
+def test_uniform_draws_are_in_the_unit_interval_and_even():
+    draws = random_uniform(1, Purpose.MIX_SHARE, torch.arange(100_000))
+    assert 0 <= draws.min() < 1e-4
+    assert 1 - 1e-4 < draws.max() < 1
+    counts = torch.bincount((draws * 10).long(), minlength=10).double()
+    assert ((counts - 10_000).square() / 10_000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001

@@ -25,12 +25,12 @@ def run(job: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
 
     def recording(run, epoch, places):
-        images, targets = load_batch(run, epoch, places)
-        digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in images]
+        batch = load_batch(run, epoch, places)
+        digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in batch.images]
         seen = [[epoch, place, digest] for place, digest in zip(places, digests, strict=True)]
         with Path(job["record"], f"rank-{rank}.jsonl").open("a") as file:
             file.write(json.dumps([run.state.progress.step, seen]) + "\n")
-        return images, targets
+        return batch
 
     def stopping(run, step, lr):
         train_step(run, step, lr)

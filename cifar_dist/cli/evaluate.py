@@ -79,8 +79,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise UserError(
             f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
         )
-    held_out = {key: about[key] for key in ("val_fraction", "split_seed")}
-    splits = make_splits(dataset, replace(config, **held_out), accelerator.device)
+    splits = make_splits(dataset, replace(config, **about["split"]), accelerator.device)
     split = splits.test if options.split == "test" else splits.val
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
@@ -91,10 +90,12 @@ def _evaluate(argv: Sequence[str]) -> int:
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
     result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator)
     console.result_table(result, dataset.classes, f"{about['model']}, {options.split} images of {dataset.name}")
-    console.say(f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {result.num_images:,} images")
+    console.say(
+        f"accuracy {result.accuracy:.2%}, top-2 {result.top2_accuracy:.2%}, loss {result.loss:.4f} on {result.num_images:,} images"
+    )
     record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}
     record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
-    record |= result.to_dict(dataset.classes) | {"confusion_matrix": result.confusion.tolist()}
+    record |= result.to_dict(dataset.classes) | result.counts()
     output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
     distributed.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
     console.say(f"written to {output}")

@@ -4,12 +4,21 @@ from pathlib import Path
 
 from cifar_dist.data.cache import Decoded, load_cached
 from cifar_dist.data.cifar10 import read_cifar10
-from cifar_dist.data.dataset import Dataset, Split, Splits, make_splits
+from cifar_dist.data.dataset import SPLIT_OPTIONS, Dataset, Split, Splits, make_splits
 from cifar_dist.data.folders import list_folder, read_folder
 from cifar_dist.data.synthetic import CLASSES, draw_images
 from cifar_dist.errors import UserError, unknown
 
-__all__ = ["Dataset", "Split", "Splits", "check_data_name", "choose_data", "load_dataset", "make_splits"]
+__all__ = [
+    "SPLIT_OPTIONS",
+    "Dataset",
+    "Split",
+    "Splits",
+    "check_data_name",
+    "choose_data",
+    "load_dataset",
+    "make_splits",
+]
 
 NAMES = ("cifar10", "auto", "synthetic")
 SYNTHETIC_SEEDS = {"train": 0, "test": 1}

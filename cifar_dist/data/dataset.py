@@ -9,7 +9,15 @@ from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.sampling import stratified
+from cifar_dist.sampling import fold_numbers, stratified
+
+SPLIT_OPTIONS = (
+    "val_fraction",
+    "test_fraction",
+    "folds",
+    "fold",
+    "split_seed",
+)  # what decides which image is in which split
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.targets.to(device), self.index.to(device))
+
+    def labels(self) -> Tensor:
+        """Return the targets (N,) int64 of this split alone, on the CPU."""
+        return self.targets[self.index].cpu()
+
     def subset(self, places: Tensor) -> "Split":
-        return replace(self, index=self.index[places])
+        return replace(self, index=self.index[places.to(self.index.device)])
 
     def gather(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return (images (B, 3, 32, 32) uint8, targets (B,) int64) at `places` (B,) int64 of this split."""
@@ -56,36 +71,53 @@ class Splits:
 
 
 def make_splits(dataset: Dataset, config: TrainConfig, device: torch.device) -> Splits:
-    """Cut train into train and validation, apply the limits, and move everything to `device`. Raises `UserError`."""
-    train, test = _on(dataset.train, device), _on(dataset.test, device)
-    targets = dataset.train.targets
-    num_val = round(len(targets) * config.val_fraction)
-    if config.val_fraction and num_val < len(dataset.classes):
-        raise UserError(
-            f"--val-fraction {config.val_fraction} of {len(targets)} images is {num_val}, "
-            f"fewer than the {len(dataset.classes)} classes; use more, or 0"
-        )
-    held_out = torch.zeros(len(targets), dtype=torch.bool)
-    held_out[stratified(targets, num_val, config.split_seed)] = True
-    train_split = train.subset((~held_out).nonzero().flatten().to(device))
-    val_split = train.subset(held_out.nonzero().flatten().to(device)) if num_val else None
+    """Cut the images as SPLIT_OPTIONS say, apply the limits, and move everything to `device`. Raises `UserError`."""
+    train, test = dataset.train.to(device), dataset.test.to(device)
     seed = config.split_seed
+    if config.test_fraction is not None:
+        pool = _joined(train, test)
+        train, test = _hold_out(pool, stratified(pool.labels(), round(len(pool) * config.test_fraction), seed))
+        _check_size("--test-fraction", config.test_fraction, pool, test, dataset)
+    targets = train.labels()
+    if config.folds is not None:
+        held_out = fold_numbers(targets, config.folds, seed).eq(config.fold or 0).nonzero().flatten()
+    else:
+        held_out = stratified(targets, round(len(targets) * config.val_fraction), seed)
+    kept, val = _hold_out(train, held_out)
+    if config.folds is not None or config.val_fraction:
+        what, value = ("--folds", config.folds) if config.folds else ("--val-fraction", config.val_fraction)
+        _check_size(what, value, train, val, dataset)
     return Splits(
-        train=_limit(train_split, config.limit_train, seed),
-        val=val_split and _limit(val_split, config.limit_eval, seed),
+        train=_limit(kept, config.limit_train, seed),
+        val=_limit(val, config.limit_eval, seed) if len(val) else None,
         test=_limit(test, config.limit_eval, seed),
     )
 
 
-def _on(split: Split, device: torch.device) -> Split:
-    return Split(split.images.to(device), split.targets.to(device), split.index.to(device))
+def _joined(a: Split, b: Split) -> Split:
+    images, targets = torch.cat((a.images, b.images)), torch.cat((a.targets, b.targets))
+    return Split(images, targets, torch.cat((a.index, b.index + len(a.images))))
+
+
+def _hold_out(split: Split, places: Tensor) -> tuple[Split, Split]:
+    """Return (the rest, the images at `places`)."""
+    chosen = torch.zeros(len(split), dtype=torch.bool)
+    chosen[places] = True
+    return split.subset((~chosen).nonzero().flatten()), split.subset(chosen.nonzero().flatten())
+
+
+def _check_size(option: str, value: float | None, source: Split, part: Split, dataset: Dataset) -> None:
+    if len(part) < len(dataset.classes):
+        raise UserError(
+            f"{option} {value} of {len(source)} images is {len(part)}, fewer than the {len(dataset.classes)} classes; "
+            "use more, or leave it out"
+        )
 
 
 def _limit(split: Split, limit: int | None, seed: int) -> Split:
     if limit is None or limit >= len(split):
         return split
-    targets = split.targets[split.index].cpu()
-    return split.subset(stratified(targets, limit, seed).to(split.index.device))
+    return split.subset(stratified(split.labels(), limit, seed))
 
 
 def fingerprint(classes: tuple[str, ...], arrays: list[np.ndarray]) -> str:

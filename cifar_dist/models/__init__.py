@@ -1,22 +1,45 @@
-"""All models: (num_classes) -> nn.Module that maps images (B, 3, 32, 32) float to logits (B, num_classes)."""
+"""All models: builders (num_classes, options) -> nn.Module that maps images (B, 3, 32, 32) float to logits (B, num_classes).
 
-from collections.abc import Callable
+A builder's keyword arguments are what `--model-options` can set; the first line of its docstring is shown in lists.
+"""
 
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
 from torch import nn
 
-from cifar_dist.errors import lookup, unknown
+from cifar_dist.errors import UserError, lookup, unknown
+from cifar_dist.models.ghasemi import ghasemi
 from cifar_dist.models.lenet import lenet
+from cifar_dist.models.mlp import mlp
+from cifar_dist.models.pandey import pandey
 from cifar_dist.models.resnet import resnet20, resnet32, resnet44, resnet56, resnet110
+from cifar_dist.models.resnet_imagenet import resnet18, resnet34, resnet50
+from cifar_dist.models.sengar import sengar
+from cifar_dist.models.som import som
+from cifar_dist.models.zhang import zhang
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet,
+    "ghasemi": ghasemi,
+    "pandey": pandey,
+    "som": som,
+    "sengar": sengar,
+    "zhang": zhang,
+    "mlp": mlp,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet44": resnet44,
     "resnet56": resnet56,
     "resnet110": resnet110,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
 }
 ALIASES = {"resnet": "resnet20"}
+WORDS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def model_name(name: str) -> str:
@@ -27,6 +50,39 @@ def model_name(name: str) -> str:
     return name
 
 
-def build_model(name: str, num_classes: int = 10) -> nn.Module:
-    """Build a model with fresh weights drawn from torch's global generator."""
-    return lookup(MODELS, name, "model")(num_classes)
+def build_model(name: str, num_classes: int = 10, options: Sequence[str] = ()) -> nn.Module:
+    """Build a model with fresh weights drawn from torch's global generator; `options` are words KEY=VALUE.
+
+    Raises `UserError` for an option that the model doesn't have, or can't have at that value.
+    """
+    return lookup(MODELS, name, "model")(num_classes, **parse_options(name, options))
+
+
+def check_model(name: str, options: Sequence[str]) -> None:
+    """Raise `UserError` where the model can't be built; costs no memory."""
+    with torch.device("meta"):
+        build_model(name, options=options)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Return the options a model has, with their defaults."""
+    parameters = inspect.signature(lookup(MODELS, name, "model")).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """("dropout=0.2",) -> {"dropout": 0.2}, read as what the model's default is. Raises `UserError`."""
+    defaults, options = default_options(name), {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not defaults:
+            raise UserError(f"--model-options {word}: {name} has no options; leave it out")
+        if not equals:
+            raise UserError(f"--model-options takes KEY=VALUE, got {word!r}; {name} has {', '.join(defaults)}")
+        kind = type(lookup(defaults, key, f"option of {name}"))
+        try:
+            options[key] = WORDS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            what = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
+            raise UserError(f"--model-options {key} must be {what}, got {text!r}") from None
+    return options

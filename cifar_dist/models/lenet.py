@@ -1,4 +1,4 @@
-"""The LeNet-style network of Zhaoyu Li, "Application research of image classification based on Pytorch and CNN"."""
+"""The LeNet-style network of Zhaoyu Li, "Application research of image classification based on Pytorch and CNN" (2024)."""
 
 from collections import OrderedDict
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 def lenet(num_classes: int) -> nn.Module:
-    """Two 5x5 convolutions and three linear layers; 62,006 parameters with ten classes.
+    """LeNet: two 5x5 convolutions and three linear layers (Li 2024); 62,006 parameters.
 
-    Initial weights: PyTorch's own (the paper names none).
+    Not given, so chosen: PyTorch's own initial weights.
     """
     return nn.Sequential(
         OrderedDict(

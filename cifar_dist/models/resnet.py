@@ -51,20 +51,25 @@ class CifarResNet(nn.Module):
 
 
 def resnet20(num_classes: int) -> CifarResNet:
+    """ResNet-20 for 32x32 images, option-A shortcuts (He et al. 2016, §4.2); 269,722 parameters."""
     return CifarResNet(3, num_classes)
 
 
 def resnet32(num_classes: int) -> CifarResNet:
+    """ResNet-32 for 32x32 images, option-A shortcuts (He et al. 2016, §4.2); 464,154 parameters."""
     return CifarResNet(5, num_classes)
 
 
 def resnet44(num_classes: int) -> CifarResNet:
+    """ResNet-44 for 32x32 images, option-A shortcuts (He et al. 2016, §4.2); 658,586 parameters."""
     return CifarResNet(7, num_classes)
 
 
 def resnet56(num_classes: int) -> CifarResNet:
+    """ResNet-56 for 32x32 images, option-A shortcuts (He et al. 2016, §4.2); 853,018 parameters."""
     return CifarResNet(9, num_classes)
 
 
 def resnet110(num_classes: int) -> CifarResNet:
+    """ResNet-110 for 32x32 images, option-A shortcuts (He et al. 2016, §4.2); 1,727,962 parameters."""
     return CifarResNet(18, num_classes)

@@ -1,0 +1,81 @@
+"""What moves or hides pixels, after normalisation, so that what comes in from outside is the mean colour: 0.
+
+Each takes images (B, C, H, W) float, positions (B,) int64, the global sample positions that decide the draw, and the seed.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifar_dist.randomness import Purpose, random_integers
+
+
+def crop(images: Tensor, positions: Tensor, seed: int, pad: int = 4) -> Tensor:
+    """Pad by `pad` zeros, then cut one random window of the old size per image (He et al. 2016, §4.2)."""
+    height, width = images.shape[-2:]
+    top = random_integers(seed, Purpose.CROP_ROW, positions, 2 * pad + 1)
+    left = random_integers(seed, Purpose.CROP_COLUMN, positions, 2 * pad + 1)
+    windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def flip(images: Tensor, positions: Tensor, seed: int) -> Tensor:
+    """Mirror each image left-right with probability 1/2."""
+    mirrored = random_integers(seed, Purpose.FLIP, positions, 2).bool()
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def rotate(images: Tensor, positions: Tensor, seed: int, max_degrees: int = 15) -> Tensor:
+    """Turn each image about its centre by up to `max_degrees` either way, in tenths of a degree, bilinearly."""
+    tenths = random_integers(seed, Purpose.ROTATION, positions, 20 * max_degrees + 1)
+    cosines, sines = _turns(10 * max_degrees, images.device)
+    return warp(images, cosines[tenths], -sines[tenths], sines[tenths], cosines[tenths])
+
+
+@lru_cache(maxsize=4)
+def _turns(max_tenths: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of -max .. max tenths of a degree, from a table: devices compute them differently."""
+    angles = [math.radians(t / 10) for t in range(-max_tenths, max_tenths + 1)]
+    return torch.tensor([math.cos(a) for a in angles], device=device), torch.tensor(
+        [math.sin(a) for a in angles], device=device
+    )
+
+
+def warp(
+    images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor, x0: Tensor | float = 0, y0: Tensor | float = 0
+) -> Tensor:
+    """Fetch the pixel at (x, y), counted from the centre, from (xx x + xy y + x0, yx x + yy y + y0); all (B,), in pixels.
+
+    Bilinear, zeros from outside. Products and sums are separate operations: fused ones round differently by batch.
+    """
+    height, width = images.shape[-2:]
+    y = (torch.arange(height, device=images.device) - (height - 1) / 2).view(1, -1, 1)
+    x = (torch.arange(width, device=images.device) - (width - 1) / 2).view(1, 1, -1)
+    xx, xy, yx, yy, x0, y0 = (
+        v.view(-1, 1, 1) if isinstance(v, Tensor) else torch.full((len(images), 1, 1), float(v), device=images.device)
+        for v in (xx, xy, yx, yy, x0, y0)
+    )
+    across = xx.mul(x).add(xy.mul(y)).add(x0).mul(2 / width)  # grid_sample's [-1, 1] reaches the outer pixels' edges
+    down = yx.mul(x).add(yy.mul(y)).add(y0).mul(2 / height)
+    return F.grid_sample(images, torch.stack((across, down), dim=-1), "bilinear", "zeros", align_corners=False)
+
+
+def cutout(images: Tensor, positions: Tensor, seed: int, size: int = 16) -> Tensor:
+    """Zero one square of `size` pixels, centred anywhere, so partly outside (DeVries & Taylor 2017; 16 for CIFAR-10)."""
+    centre = (Purpose.CUTOUT_ROW, Purpose.CUTOUT_COLUMN)
+    return images.masked_fill(box(images, positions, seed, centre, size), 0)
+
+
+def box(images: Tensor, positions: Tensor, seed: int, centre: tuple[Purpose, Purpose], size: int | Tensor) -> Tensor:
+    """Return (B, 1, H, W) bool: a square of `size` pixels, one number or (B,), with a uniformly drawn centre."""
+    inside = []
+    for length, purpose in zip(images.shape[-2:], centre, strict=True):
+        start = random_integers(seed, purpose, positions, length) - torch.as_tensor(size, device=images.device) // 2
+        places = torch.arange(length, device=images.device).view(1, -1)
+        end = start + size
+        inside.append((places >= start.unsqueeze(1)) & (places < end.unsqueeze(1)))
+    rows, columns = inside
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)

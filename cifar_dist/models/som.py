@@ -1,0 +1,71 @@
+"""Kohonen's self-organizing map, as in Abhishek Pandey, "Image classification using PyTorch" (2020), §1.2."""
+
+import torch
+from torch import Tensor, nn
+
+from cifar_dist.errors import UserError
+
+
+class Som(nn.Module):
+    """A grid of units, each a weight vector as long as an image, and how many training images of each class it wins."""
+
+    grid_distances: Tensor  # (U, U) float32: squared distance on the grid between any two units
+    wins: Tensor  # (U, K) int64: set by `engine.label_units`
+
+    def __init__(self, num_classes: int, rows: int, columns: int, sigma_start: float, sigma_end: float) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.sigma_start, self.sigma_end = sigma_start, sigma_end
+        self.weight = nn.Parameter(0.1 * torch.randn(rows * columns, 3 * 32 * 32))
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        squares = (places.unsqueeze(0) - places.unsqueeze(1)).square().sum(dim=2)
+        self.register_buffer("grid_distances", squares, persistent=False)
+        self.register_buffer("wins", torch.zeros(rows * columns, num_classes, dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, 32, 32) -> squared distances (B, U) in training, logits (B, K) in evaluation.
+
+        A logit is the log of the share that a class has in the training images won by the image's unit, each class having
+        one more: its largest is the unit's majority class, its second largest the runner-up. An image goes to the nearest
+        unit that won any.
+        """
+        distances = self.distances(images)
+        if self.training:
+            return distances
+        totals = self.wins.sum(dim=1)
+        if totals.any():
+            distances = distances.masked_fill(totals == 0, torch.inf)
+        shares = (self.wins + 1) / (totals + self.wins.shape[1]).unsqueeze(1)
+        return shares.log()[distances.argmin(dim=1)]
+
+    def distances(self, images: Tensor) -> Tensor:
+        """Return the squared distance (B, U) float32 of each image to each unit."""
+        with torch.autocast(images.device.type, enabled=False):  # a difference of large sums needs all its digits
+            x = images.flatten(1).float()
+            return x.square().sum(dim=1, keepdim=True) - 2 * x @ self.weight.T + self.weight.square().sum(dim=1)
+
+    def loss_sum(self, distances: Tensor, progress: float) -> Tensor:
+        """Return the sum over images of 1/2 sum_j h(b, j) |x - w_j|^2, whose gradient step is Kohonen's adaptation.
+
+        The winner b and its neighbourhood h(b, j) = exp(-d(b, j)^2 / 2 sigma^2) are held constant. `progress` in [0, 1) is
+        the share of the run that is done: sigma falls exponentially with it.
+        """
+        sigma = self.sigma_start * (self.sigma_end / self.sigma_start) ** progress
+        winners = distances.detach().argmin(dim=1)
+        neighbourhood = torch.exp(self.grid_distances[winners] / (-2 * sigma**2))
+        return 0.5 * (neighbourhood * distances).sum()
+
+
+def som(
+    num_classes: int, *, rows: int = 20, columns: int = 20, sigma_start: float = 10.0, sigma_end: float = 0.5
+) -> Som:
+    """A self-organizing map, classifying by majority of the training images a unit wins (Pandey 2020, §1.2); 1,228,800 parameters.
+
+    Not given, so chosen: 20 x 20 units, sigma from half the grid's side to half a unit, initial weights around the mean colour.
+    """
+    if min(rows, columns) < 1 or not sigma_start >= sigma_end > 0:
+        raise UserError(
+            "som needs rows and columns of 1 or more and sigma_start >= sigma_end > 0, "
+            f"got {rows}, {columns}, {sigma_start} and {sigma_end}"
+        )
+    return Som(num_classes, rows, columns, sigma_start, sigma_end)
