@@ -1,0 +1,35 @@
+"""`python -m cifar_dist COMMAND`: everything besides training and evaluation."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from cifar_dist.cli.exits import FINISHED, guarded
+from cifar_dist.errors import lookup
+
+COMMANDS = {  # each a module of cifar_dist.cli, imported only when it is asked for
+    "models": "list the models: source, parameters, published accuracy",
+    "recipes": "list the recipes: source, models, published accuracy",
+    "summary": "show a model's layers: output shapes, parameters, multiply-accumulates",
+    "sweep": "run a grid or random search, written as a Weights & Biases sweep, on this machine",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with these arguments; returns its exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+        print("\n".join(["usage: python -m cifar_dist COMMAND [--help]", "", *lines]))
+        return FINISHED
+    return guarded(lambda: _run(argv[0], argv[1:]))
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    lookup(COMMANDS, name, "command")
+    command: int = import_module(f"cifar_dist.cli.{name}").main(argv)
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
