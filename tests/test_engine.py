@@ -2,12 +2,14 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from conftest import untimed
+from conftest import ROOT, untimed
 from safetensors.torch import load
 
 from cifar_dist import checkpoint, engine, preemption
@@ -292,6 +294,18 @@ def test_evaluation_in_many_blocks_counts_every_image_once(train, monkeypatch, d
     assert many["num_images"] == 100
     assert many["confusion_matrix"] == one.json("summary.json")["test"]["confusion_matrix"]
     assert many["loss"] == pytest.approx(one.json("summary.json")["test"]["loss"], rel=1e-6)
+
+
+def test_numbers_too_small_to_compute_with_fast_are_zero_on_every_thread():
+    code = """
+import sys, torch
+from cifar_dist import distributed
+from cifar_dist.config import TrainConfig
+tiny = torch.full((1_000_000,), 1e-40)
+distributed.accelerate(TrainConfig(epochs=1, threads=4, device="cpu"))
+sys.exit(int(torch.mul(tiny, 0.5).count_nonzero() > 0))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.gpu
