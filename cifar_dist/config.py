@@ -145,7 +145,7 @@ class TrainConfig:
         may_change=True,
     )
     eval_every: int = option(1, "epochs between two validations", must_be=POSITIVE)
-    test: bool = option(True, "evaluate on the test images, once, at the end")
+    test: bool = option(True, "evaluate on the test images, once, at the end", may_change=True)
     log_every: int = option(50, "steps between two training lines, counted from each epoch's start", must_be=POSITIVE)
     checkpoint_minutes: float = option(
         5.0,
@@ -181,6 +181,10 @@ class TrainConfig:
                 (self.folds is None) == (self.fold is None) and (self.fold or 0) < (self.folds or 1),
                 f"--folds {self.folds} --fold {self.fold}: one run holds out one fold, --fold 0 to {(self.folds or 5) - 1} "
                 f"of --folds {self.folds or 5}; python -m cifar_dist sweep runs them all",
+            ),
+            (
+                self.model != "som" or not (self.label_smoothing or {"mixup", "cutmix"} & set(self.augment)),
+                "--model som sees no labels while it trains; leave --label-smoothing, mixup and cutmix out",
             ),
             (rising, f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}"),
             (not self.nesterov or self.momentum > 0, "--nesterov needs a --momentum greater than 0"),

@@ -97,8 +97,10 @@ class Console:
         else:
             self.say(f"step {line['step']:>6}/{total_steps}  epoch {line['epoch']:6.2f}  {numbers}")
 
-    def val_line(self, line: dict[str, Any], best: bool) -> None:
+    def val_line(self, line: dict[str, Any], best: bool, gap: float | None) -> None:
+        """`gap` is the accuracy in training since the validation before, minus this one's."""
         text = f"validation at step {line['step']}, epoch {line['epoch']:.2f}: accuracy {line['accuracy']:.2%}, loss {line['loss']:.4f}"
+        text += "" if gap is None else f", gap {100 * gap:+.1f} points"
         self.say(text + ("  (best so far)" if best else ""), "green" if best else None)
 
     def stop_progress(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cifar_dist import checkpoint
+from cifar_dist import checkpoint, curves
 from cifar_dist.augment import MIXES, Normalize, augment, partner_places
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
@@ -264,8 +264,16 @@ def validate(run: Run) -> None:
         progress.best_val = result.to_dict(run.dataset.classes)
     progress.seconds += run.stopwatch.elapsed_since_last_read()
     line = metrics_line(run, "val", progress.step, **result.to_dict(run.dataset.classes))
-    on_main(lambda: run.folder.append_metrics(line))
-    run.console.val_line(line, best)
+
+    def write() -> tuple[float | None, str | None]:
+        run.folder.append_metrics(line)
+        curve = curves.points(run.folder.read_metrics())
+        return curve[-1].gap, curves.name_gap(curve)
+
+    gap, note = on_main(write)
+    run.console.val_line(line, best, gap)
+    if note:
+        run.console.warn(note)
 
 
 def metrics_line(run: Run, kind: str, step: int, **values: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cifar_dist import checkpoint, distributed
+from cifar_dist import checkpoint, curves, distributed
 from cifar_dist.augment import Normalize
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
@@ -18,7 +18,9 @@ from cifar_dist.distributed import check_equal, on_all, on_main, rank, world_siz
 from cifar_dist.engine import Run, evaluate, metrics_line, train
 from cifar_dist.errors import UserError
 from cifar_dist.metrics import EvalResult
+from cifar_dist.models.som import Som
 from cifar_dist.preemption import StopSignals
+from cifar_dist.recipes import PUBLISHED
 from cifar_dist.resume import Opening, is_whole, open_folder, take_over
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder, environment
 from cifar_dist.sampling import BatchPlan
@@ -57,6 +59,7 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
             )
         else:
             test(run)
+        on_main(lambda: draw(run))
         return stopped
     except BaseException as error:
         console.stop_progress()
@@ -180,11 +183,29 @@ def test(run: Run) -> None:
     run.console.say(f"run folder   {run.folder.path}")
 
 
+def draw(run: Run) -> None:
+    """Draw the run's pictures. Rank 0 only; one that fails costs a warning, not the run."""
+    from cifar_dist import plots  # slow to import, and only needed now
+
+    config, folder, model = run.config, run.folder.path / "plots", run.state.eval_model
+    title = f"{config.model}, recipe {config.recipe}, {run.dataset.name}" + ", SYNTHETIC DATA" * run.dataset.synthetic
+    published = None if run.dataset.synthetic else PUBLISHED.get((config.recipe, config.model))
+    try:
+        if curve := curves.points(run.folder.read_metrics()):
+            plots.draw_curves(curve, folder / "curves.png", title, published)
+        if isinstance(model, Som):
+            plots.draw_map(model, run.normalize.mean, run.normalize.std, run.dataset.classes, folder / "map.png")
+    except Exception as error:
+        run.console.warn(f"no pictures in {folder}: {error}")
+
+
 def summarise(run: Run, status: str, **more: Any) -> None:
     """Write summary.json. Rank 0 only."""
     if run.rank != 0:
         return
     progress = run.state.progress
+    curve = curves.points(run.folder.read_metrics())
+    opening = curves.gap_opening(curve)
     summary = {
         "status": status,
         "model": run.config.model,
@@ -197,6 +218,13 @@ def summarise(run: Run, status: str, **more: Any) -> None:
         "seconds": round(progress.seconds, 3),
         "best_step": progress.best_step,
         "val": progress.best_val,
+        "train": {"loss": curve[-1].train_loss, "accuracy": curve[-1].train_accuracy}
+        if curve
+        else None,  # of the last epoch
+        "generalisation_gap": {
+            "accuracy": curve[-1].gap if curve else None,
+            "opens_at_epoch": opening.epoch if opening else None,
+        },
     }
     run.folder.write_json(SUMMARY_FILE, summary | more)
 

@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from cifar_dist import run as run_module
 from cifar_dist.cli import train as train_command
 
 ROOT = Path(__file__).parent.parent
@@ -90,11 +91,16 @@ def untimed(lines: list[dict]) -> list[dict]:
 
 
 @pytest.fixture
-def train(folders, data_dir, tmp_path) -> Callable[..., Result]:
-    """Run train.py's command in this process: lenet on the small folders, 3 epochs of 7 steps, unless told otherwise."""
+def train(folders, data_dir, tmp_path, monkeypatch) -> Callable[..., Result]:
+    """Run train.py's command in this process: lenet on the small folders, 3 epochs of 7 steps, unless told otherwise.
 
-    def run(*options: str, name: str = "run") -> Result:
+    Its pictures, which cost more than the training, are drawn only on request.
+    """
+    draw = run_module.draw
+
+    def run(*options: str, name: str = "run", pictures: bool = False) -> Result:
         AcceleratorState._reset_state(True)
+        monkeypatch.setattr(run_module, "draw", draw if pictures else lambda _: None)
         where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / name)]
         small = ["--model", "lenet", "--batch-size", "32", "--log-every", "3", "--threads", "1"]
         small += [] if "--steps" in options else ["--epochs", "3"]

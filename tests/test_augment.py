@@ -145,10 +145,10 @@ def apply(name: str, image: torch.Tensor) -> torch.Tensor:
         ("contrast", lambda x, s: tv.adjust_contrast(x, 1 + 0.99 * s)),
         ("sharpness", lambda x, s: tv.adjust_sharpness(x, 1 + 0.99 * s)),
         ("solarize", lambda x, s: tv.solarize(x, 1 - abs(s))),
-        ("autocontrast", lambda x, s: tv.autocontrast(x)),
+        ("autocontrast", lambda x, _: tv.autocontrast(x)),
         ("posterize", lambda x, s: tv.posterize((x * 255).round().to(torch.uint8), 8 - round(6 * abs(s))) / 255),
-        ("equalize", lambda x, s: tv.equalize((x * 255).round().to(torch.uint8)) / 255),
-        ("identity", lambda x, s: x),
+        ("equalize", lambda x, _: tv.equalize((x * 255).round().to(torch.uint8)) / 255),
+        ("identity", lambda x, _: x),
     ],
 )
 def test_every_colour_operation_of_the_policy_equals_torchvisions_at_every_strength(name, reference):

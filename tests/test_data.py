@@ -293,6 +293,61 @@ def test_all_images_can_be_trained_on(folders, data_dir):
     assert (len(s.train), s.val) == (240, None)
 
 
+def pooled_targets(dataset):
+    return torch.cat((dataset.train.targets, dataset.test.targets))
+
+
+def test_a_test_fraction_pools_all_images_and_uses_each_once_the_classes_balanced(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    s = splits(dataset, test_fraction=0.2, val_fraction=0.25)
+    parts = (s.train, s.val, s.test)
+    assert [len(part) for part in parts] == [204, 68, 68]
+    assert torch.equal(torch.cat([part.index for part in parts]).sort().values, torch.arange(340))
+    for part in parts:
+        assert torch.bincount(part.labels()).tolist() == [len(part) // 4] * 4
+        images, targets = part.gather(torch.arange(len(part)))
+        assert torch.equal(targets, pooled_targets(dataset)[part.index])
+        assert torch.equal(images[-1], torch.cat((dataset.train.images, dataset.test.images))[part.index[-1]])
+    assert torch.equal(splits(dataset, test_fraction=0.2, val_fraction=0.25, seed=4).test.index, s.test.index)
+    assert not torch.equal(splits(dataset, test_fraction=0.2, split_seed=4).test.index, s.test.index)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_folds_hold_out_each_training_image_exactly_once_the_classes_balanced(folders, data_dir, folds):
+    dataset = load_dataset(str(folders), data_dir)
+    held_out = []
+    for fold in range(folds):
+        s = splits(dataset, folds=folds, fold=fold)
+        assert not set(s.train.index.tolist()) & set(s.val.index.tolist())
+        assert len(s.train) + len(s.val) == 240
+        assert len(s.val) in (240 // folds, 240 // folds + 1)
+        counts = torch.bincount(s.val.labels(), minlength=4)
+        assert counts.max() - counts.min() <= 1
+        assert len(s.test) == 100
+        held_out += s.val.index.tolist()
+    assert sorted(held_out) == list(range(240))
+
+
+def test_folds_of_a_pool_leave_the_test_images_out(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    parts = [splits(dataset, test_fraction=0.2, folds=4, fold=fold) for fold in range(4)]
+    test = set(parts[0].test.index.tolist())
+    assert all(set(s.test.index.tolist()) == test for s in parts)
+    assert torch.cat([s.val.index for s in parts]).sort().values.tolist() == sorted(set(range(340)) - test)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 200, "fold": 0}, "--folds 200 of 240 images is 2, fewer than the 4 classes"),
+        ({"test_fraction": 0.005}, "--test-fraction 0.005 of 340 images is 2, fewer than the 4 classes"),
+    ],
+)
+def test_splits_smaller_than_the_classes_are_refused(folders, data_dir, options, message):
+    with pytest.raises(UserError, match=message):
+        splits(load_dataset(str(folders), data_dir), **options)
+
+
 def test_limits_keep_the_classes_balanced(folders, data_dir):
     dataset = load_dataset(str(folders), data_dir)
     s = splits(dataset, limit_train=40, limit_eval=12)

@@ -23,9 +23,11 @@ JOBS = {
     "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
     "virtual": f"{RESNET} --steps 40 --batch-norm virtual --virtual-shards 12 --ema-decay 0.9",
     "process": f"{RESNET} --steps 12",
+    "dropout": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --lr 0.01 --schedule constant --warmup 0 "
+    "--augment crop flip rotate jitter cutmix --steps 20 --limit-train 193",
     "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
 }
-TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "virtual": 0.0, "sync": 1e-5}
+TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "dropout": 1e-5, "virtual": 0.0, "sync": 1e-5}
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,9 @@ def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) 
 
 
 def test_a_run_leaves_the_folder_the_design_promises(train):
-    result = train()
+    result = train(pictures=True)
     assert result.status == 0
-    assert {"config.json", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints"} <= {
+    assert {"config.json", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints", "plots"} <= {
         p.name for p in result.folder.iterdir()
     }
     summary, config = result.json("summary.json"), result.json("config.json")

@@ -1,0 +1,80 @@
+"""A run's record as curves: training and validation side by side, and where the gap between them opens."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+PATIENCE = 3  # validations in a row that must be worse than the best before we call it over-fitting
+
+
+class Point(NamedTuple):
+    """Training since the point before, as a mean over its images, and the validation at the end of it."""
+
+    epoch: float
+    step: int
+    train_loss: float
+    train_accuracy: float | None  # in [0, 1]; None for a model that predicts nothing while it trains
+    val_loss: float | None = None  # None where nothing is held out
+    val_accuracy: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """Training minus validation accuracy."""
+        if self.train_accuracy is None or self.val_accuracy is None:
+            return None
+        return self.train_accuracy - self.val_accuracy
+
+
+def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """Return a point for every validation in metrics.jsonl or, where there is none, for every epoch."""
+    lines = list(lines)
+    validated = any(line["kind"] == "val" for line in lines)
+    found, pending, samples = [], [], 0
+    for line in lines:
+        if line["kind"] == "train":
+            pending.append((line["samples"] - samples, line))
+            samples = line["samples"]
+        if not pending or line["kind"] == "test":
+            continue
+        if line["kind"] == "val":
+            found.append(_point(pending, line["loss"], line["accuracy"]))
+        elif not validated and float(line["epoch"]).is_integer():
+            found.append(_point(pending))
+        else:
+            continue
+        pending = []
+    return found
+
+
+def _point(
+    pending: Sequence[tuple[int, Mapping[str, Any]]], val_loss: float | None = None, val_accuracy: float | None = None
+) -> Point:
+    images = sum(count for count, _ in pending)
+    last = pending[-1][1]
+    loss = sum(count * line["loss"] for count, line in pending) / images
+    accuracy = None
+    if last["accuracy"] is not None:
+        accuracy = sum(count * line["accuracy"] for count, line in pending) / images
+    return Point(last["epoch"], last["step"], loss, accuracy, val_loss, val_accuracy)
+
+
+def gap_opening(curve: Sequence[Point]) -> Point | None:
+    """Return where over-fitting begins: the point of least validation loss, if the last PATIENCE are all after it and the
+    training loss is lower by now; else None (Pandey 2020: training error small while error on new data is large)."""
+    validated = [p for p in curve if p.gap is not None]  # a map's two losses are of different kinds
+    if not validated:
+        return None
+    best = min(range(len(validated)), key=lambda i: validated[i].val_loss or 0.0)
+    opens = len(validated) - 1 - best >= PATIENCE and validated[-1].train_loss < validated[best].train_loss
+    return validated[best] if opens else None
+
+
+def name_gap(curve: Sequence[Point]) -> str | None:
+    """Return a sentence if the gap has opened with the last point, not before; else None."""
+    start = gap_opening(curve)
+    if start is None or gap_opening(curve[:-1]):
+        return None
+    now = curve[-1]
+    return (
+        f"the generalisation gap opens: since epoch {start.epoch:g} the validation loss rose from {start.val_loss:.4f} to "
+        f"{now.val_loss:.4f} while the training loss fell from {start.train_loss:.4f} to {now.train_loss:.4f} (over-fitting)"
+    )
