@@ -7,26 +7,12 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from cifar_dist.augment import (
-    AUGMENTATIONS,
-    COLOURS,
-    GEOMETRY,
-    MIXES,
-    Normalize,
-    augment,
-    check_augmentations,
-    crop,
-    cutmix,
-    cutout,
-    flip,
-    jitter,
-    mixup,
-    partner_places,
-    rotate,
-    trivial,
-)
-from cifar_dist.augment.colour import grey
-from cifar_dist.augment.policy import BINS, OPERATIONS
+from cifar_dist.augment import AUGMENTATIONS, Normalize, augment, check_augmentations
+from cifar_dist.augment.colour import grey, jitter
+from cifar_dist.augment.geometry import crop, cutout, flip, rotate
+from cifar_dist.augment.mix import MIXES, cutmix, mixup, partner_places
+from cifar_dist.augment.pipeline import COLOURS, GEOMETRY
+from cifar_dist.augment.policy import BINS, OPERATIONS, trivial
 from cifar_dist.errors import UserError
 from cifar_dist.randomness import Purpose, random_integers, random_uniform
 

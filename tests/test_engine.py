@@ -296,6 +296,25 @@ def test_evaluation_in_many_blocks_counts_every_image_once(train, monkeypatch, d
     assert many["loss"] == pytest.approx(one.json("summary.json")["test"]["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("options", [["--test-fraction", "0.3"], ["--folds", "4", "--fold", "3"]])
+def test_evaluating_a_run_again_uses_the_splits_it_was_trained_with(train, data_dir, options):
+    result = train("--epochs", "1", *options)
+    where = ["--checkpoint", str(result.folder), "--data-dir", str(data_dir), "--threads", "1"]
+    for kind in ("test", "val"):
+        assert evaluate.main([*where, "--split", kind]) == 0
+        again = result.json(f"eval-{kind}.json")
+        assert {k: again[k] for k in result.json("summary.json")[kind]} == result.json("summary.json")[kind]
+
+
+def test_a_run_may_leave_the_test_images_alone(train, capsys):
+    result = train("--no-test")
+    assert result.json("summary.json")["test"] is None
+    assert result.metrics("test") == []
+    assert result.json("summary.json")["val"]["accuracy"] > 0
+    assert train("--no-test").status == 0
+    assert "is already finished" in capsys.readouterr().out
+
+
 def test_numbers_too_small_to_compute_with_fast_are_zero_on_every_thread():
     code = """
 import sys, torch

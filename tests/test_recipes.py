@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from cifar_dist.models import MODELS
@@ -102,3 +104,10 @@ def test_zhang_is_as_in_the_paper():
 def test_every_published_number_belongs_to_a_recipe_and_one_of_its_models():
     for recipe, model in PUBLISHED:
         assert model in models_of(recipe)
+
+
+@pytest.mark.parametrize(("recipe", "model"), PUBLISHED)
+def test_a_recipes_claim_has_the_published_number(recipe, model):
+    percent = f"{100 * PUBLISHED[recipe, model]:g}"
+    claim = " ".join(RECIPES[recipe].__doc__.split(chr(10) * 2)[0].split())
+    assert re.search(rf"\b{re.escape(percent)} %", claim)

@@ -31,12 +31,12 @@ def flip(images: Tensor, positions: Tensor, seed: int) -> Tensor:
 def rotate(images: Tensor, positions: Tensor, seed: int, max_degrees: int = 15) -> Tensor:
     """Turn each image about its centre by up to `max_degrees` either way, in tenths of a degree, bilinearly."""
     tenths = random_integers(seed, Purpose.ROTATION, positions, 20 * max_degrees + 1)
-    cosines, sines = _turns(10 * max_degrees, images.device)
+    cosines, sines = turns(10 * max_degrees, images.device)
     return warp(images, cosines[tenths], -sines[tenths], sines[tenths], cosines[tenths])
 
 
 @lru_cache(maxsize=4)
-def _turns(max_tenths: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def turns(max_tenths: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of -max .. max tenths of a degree, from a table: devices compute them differently."""
     angles = [math.radians(t / 10) for t in range(-max_tenths, max_tenths + 1)]
     return torch.tensor([math.cos(a) for a in angles], device=device), torch.tensor(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cifar_dist.augment.colour import blend, brightness, contrast, saturation
-from cifar_dist.augment.geometry import _turns, warp
+from cifar_dist.augment.geometry import turns, warp
 from cifar_dist.randomness import Purpose, random_integers
 
 BINS = 31  # strengths, from none to the most
@@ -44,7 +44,7 @@ def _moved(pixels: Tensor, **matrix: Tensor) -> Tensor:
 
 
 def _rotated(pixels: Tensor, signed: Tensor) -> Tensor:
-    cosines, sines = _turns(1350, pixels.device)  # by up to 135 degrees
+    cosines, sines = turns(1350, pixels.device)  # by up to 135 degrees
     tenths = (signed + BINS - 1) * 45
     return _moved(pixels, xx=cosines[tenths], xy=-sines[tenths], yx=sines[tenths], yy=cosines[tenths])
 

@@ -1,5 +1,7 @@
 """The family of networks in Ali Ghasemi, "CIFAR-10 Image Classification" (2024): his listing, and his table of 15 attempts."""
 
+from collections import OrderedDict
+
 from torch import nn
 
 from cifar_dist.dropout import Dropout
@@ -27,22 +29,24 @@ def ghasemi(
         raise UserError(
             f"ghasemi needs at least 1 of convolutions and of linear_layers, got {convolutions} and {linear_layers}"
         )
-    layers: list[nn.Module] = []
+    layers: dict[str, nn.Module] = {}
     channels = 3
-    widths = conv_widths(convolutions)
-    for i, width in enumerate(widths):
-        if dropout and i == convolutions - 1:
-            layers.append(Dropout(dropout))
+    for i, width in enumerate(conv_widths(convolutions), start=1):
+        if dropout and i == convolutions:
+            layers["dropout"] = Dropout(dropout)
         stride = 2 if width == 64 and channels == 32 else 1
-        layers += [nn.Conv2d(channels, width, 3, stride, padding=1), nn.ReLU(inplace=True)]
-        layers += [nn.BatchNorm2d(width)] if batch_norm else []
+        layers |= {f"conv{i}": nn.Conv2d(channels, width, 3, stride, padding=1), f"relu{i}": nn.ReLU(inplace=True)}
+        if batch_norm:
+            layers[f"norm{i}"] = nn.BatchNorm2d(width)
         channels = width
-    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    layers |= {"pool": nn.AdaptiveAvgPool2d(2), "flatten": nn.Flatten()}
     inputs = 4 * channels
-    for i in range(linear_layers - 1):
-        layers += [nn.Linear(inputs, 512 >> i), nn.ReLU(inplace=True)]
-        inputs = 512 >> i
-    return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
+    for i in range(1, linear_layers):
+        width = 512 >> (i - 1)
+        layers |= {f"fc{i}": nn.Linear(inputs, width), f"relu{convolutions + i}": nn.ReLU(inplace=True)}
+        inputs = width
+    layers[f"fc{linear_layers}"] = nn.Linear(inputs, num_classes)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def conv_widths(convolutions: int) -> list[int]:

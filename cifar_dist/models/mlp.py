@@ -1,5 +1,7 @@
 """A fully connected baseline: what Zixuan Zhang, "CIFAR10 Image Classification", argues against."""
 
+from collections import OrderedDict
+
 from torch import nn
 
 from cifar_dist.dropout import Dropout
@@ -12,10 +14,12 @@ def mlp(num_classes: int, *, hidden_layers: int = 2, width: int = 512, dropout: 
         raise UserError(
             f"mlp needs hidden_layers of 0 or more and a width of 1 or more, got {hidden_layers} and {width}"
         )
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     inputs = 3 * 32 * 32
-    for _ in range(hidden_layers):
-        layers += [nn.Linear(inputs, width), nn.ReLU(inplace=True)]
-        layers += [Dropout(dropout)] if dropout else []
+    for i in range(1, hidden_layers + 1):
+        layers |= {f"fc{i}": nn.Linear(inputs, width), f"relu{i}": nn.ReLU(inplace=True)}
+        if dropout:
+            layers[f"dropout{i}"] = Dropout(dropout)
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
+    layers[f"fc{hidden_layers + 1}"] = nn.Linear(inputs, num_classes)
+    return nn.Sequential(OrderedDict(layers))

@@ -33,8 +33,7 @@ class Som(nn.Module):
         if self.training:
             return distances
         totals = self.wins.sum(dim=1)
-        if totals.any():
-            distances = distances.masked_fill(totals == 0, torch.inf)
+        distances = distances.masked_fill((totals == 0) & totals.any(), torch.inf)
         shares = (self.wins + 1) / (totals + self.wins.shape[1]).unsqueeze(1)
         return shares.log()[distances.argmin(dim=1)]
 

@@ -1,0 +1,136 @@
+"""`python -m cifar_dist summary MODEL`: a model's layers, measured by running it on blank images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifar_dist.cli.catalogue import positional
+from cifar_dist.cli.exits import FINISHED
+from cifar_dist.config import flag, option
+from cifar_dist.console import Console
+from cifar_dist.dropout import Dropout
+from cifar_dist.errors import UserError
+from cifar_dist.models import build_model
+from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryOptions:
+    """The options of `summary`."""
+
+    model: str = option("", "which network; the word --model may be left out (default: the recipe's first)")
+    model_options: tuple[str, ...] = option((), "KEY=VALUE settings of the model, such as dropout=0.2 (default: none)")
+    recipe: str = option("", "take the model and its settings from this recipe, such as ghasemi2024/1 (default: none)")
+    num_classes: int = option(10, "logits per image")
+    batch_size: int = option(1, "images")
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} must be greater than 0, got {getattr(self, name)}")
+        if not self.model and not self.recipe:
+            raise UserError("which model? Give a name, such as summary lenet, or --recipe NAME")
+
+
+class Layer(NamedTuple):
+    """A row of the table: a module that has parameters or arithmetic of its own, or no modules inside."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] | None  # of its output; None if it was not called
+    parameters: int
+    macs: int  # multiply-accumulates
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; raises `UserError`."""
+    parser = OneLineParser(
+        prog="python -m cifar_dist summary",
+        usage="%(prog)s MODEL [options]",
+        description="Show a model's layers: output shapes, parameters, multiply-accumulates.",
+        allow_abbrev=False,
+    )
+    add_flags(parser, SummaryOptions)
+    options = SummaryOptions(**parser.parse(positional(argv, "--model")))
+    chosen = {"model": options.model, "model_options": options.model_options, "recipe": options.recipe}
+    config = resolve_train_config({name: value for name, value in chosen.items() if value})
+    layers = summarize(build_model(config.model, options.num_classes, config.model_options), options.batch_size)
+    show(" ".join([config.model, *config.model_options]), layers)
+    return FINISHED
+
+
+def summarize(model: nn.Module, batch_size: int) -> list[Layer]:
+    """Run the model in evaluation mode on `batch_size` black images, and return what each layer has and did."""
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note_shape(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        shapes[module] = tuple(output.shape)
+
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), register_module_forward_hook(note_shape), counter:
+        model.eval()(torch.zeros(batch_size, 3, 32, 32))
+    macs = own_macs(counter.get_flop_counts())
+    layers = []
+    for name, module in model.named_modules():
+        own = macs.get(".".join(filter(None, (type(model).__name__, name))), 0)
+        parameters = sum(p.numel() for p in module.parameters(recurse=False))
+        if own or parameters or not list(module.children()):
+            layers.append(Layer(name, describe(module), shapes.get(module), parameters, own))
+    return layers
+
+
+def own_macs(flop_counts: dict[str, dict[Any, int]]) -> dict[str, int]:
+    """Return the multiply-accumulates of each module without those of the modules inside it."""
+    totals = {name: sum(by_operator.values()) // 2 for name, by_operator in flop_counts.items() if name != "Global"}
+    own = dict(totals)
+    for name, total in totals.items():
+        around = [outer for outer in totals if name.startswith(f"{outer}.")]
+        if around:
+            own[max(around, key=len)] -= total
+    return own
+
+
+def describe(module: nn.Module) -> str:
+    """Return the type and the settings that matter: `Conv2d 3->32 3x3 /2` has stride 2."""
+    settings = ""
+    match module:
+        case nn.Conv2d(kernel_size=(height, width), stride=(stride, _)):
+            settings = f"{module.in_channels}->{module.out_channels} {height}x{width}" + f" /{stride}" * (stride > 1)
+        case nn.Linear():
+            settings = f"{module.in_features}->{module.out_features}"
+        case nn.MaxPool2d(kernel_size=size) | nn.AdaptiveAvgPool2d(output_size=size):
+            settings = str(size)
+        case Dropout():
+            settings = f"{module.p:g}"
+    return f"{type(module).__name__} {settings}".rstrip()
+
+
+def show(title: str, layers: Sequence[Layer]) -> None:
+    """Print the table and its totals."""
+    parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("layer", "type", "output"):
+        table.add_column(heading)
+    for heading in ("parameters", "MACs"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        shape = "x".join(map(str, layer.shape)) if layer.shape else "-"
+        table.add_row(layer.name or "(itself)", layer.kind, shape, _number(layer.parameters), _number(layer.macs))
+    table.add_row()
+    table.add_row("total", "", "", f"{parameters:,}", f"{macs:,}", style="bold")
+    console = Console(speaks=True)
+    console.rich.width = 10_000  # deep models are wider than 80 columns, and half a number is none
+    console.say(title, "bold")
+    console.rich.print(table)
+    console.say(f"The parameters take {4 * parameters / 1e6:.2f} MB as float32.")
+    console.say("MACs: multiply-accumulates of the convolutions and matrix products, forward.")
+
+
+def _number(count: int) -> str:
+    return f"{count:,}" if count else ""
