@@ -1,7 +1,6 @@
-"""The training and evaluation loops. Read this file first."""
+"""The training loop. Read this file first."""
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
@@ -9,27 +8,25 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifar_dist import checkpoint, curves
 from cifar_dist.augment import MIXES, Normalize, augment, partner_places
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Dataset, Split, Splits
+from cifar_dist.data import Dataset, Splits
 from cifar_dist.distributed import on_main, sum_across_ranks
+from cifar_dist.evaluation import DivergedError, evaluate, label_units
 from cifar_dist.losses import Labels, training_loss
-from cifar_dist.metrics import EvalResult, EvalSums
 from cifar_dist.models.som import Som
 from cifar_dist.optim import set_lr
 from cifar_dist.preemption import Ballot, StopSignals
 from cifar_dist.runlog import RunFolder
-from cifar_dist.sampling import BatchPlan, cut, epoch_order
+from cifar_dist.sampling import BatchPlan, epoch_order
 from cifar_dist.schedule import Schedule
 from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, TrainState, snapshot, to_bytes
 from cifar_dist.stopwatch import Stopwatch
 from cifar_dist.weights import describe_weights, pack_weights
-
-EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same blocks and so the same logits
 
 
 class Batch(NamedTuple):
@@ -40,10 +37,6 @@ class Batch(NamedTuple):
     positions: (
         Tensor  # (B,) int64: global sample positions, one for each visit of an image, which decide all randomness
     )
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass
@@ -181,46 +174,6 @@ def settle_gradient_buckets(run: Run) -> None:
         outputs = state.model(torch.zeros(0, 3, 32, 32, device=run.device))
     run.accelerator.backward(outputs.sum())
     state.optimizer.zero_grad(set_to_none=True)
-
-
-def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield this rank's share of a split's blocks: (number, pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
-    for block in cut(0, num_eval_blocks(split), accelerator.num_processes)[accelerator.process_index]:
-        places = range(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)))
-        yield block, *split.gather(torch.arange(places.start, places.stop, device=accelerator.device))
-
-
-def num_eval_blocks(split: Split) -> int:
-    return -(-len(split) // EVAL_BLOCK)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, split: Split, normalize: Normalize, num_classes: int, accelerator: Accelerator
-) -> EvalResult:
-    """Count over the whole split, each image exactly once, on any number of ranks; every rank gets the same result."""
-    training = model.training
-    model.eval()
-    sums = EvalSums(num_classes, num_eval_blocks(split), accelerator.device)
-    for block, pixels, targets in eval_blocks(split, accelerator):
-        with accelerator.autocast():
-            logits = model(normalize(pixels))
-        sums.add(block, logits, targets)
-    model.train(training)
-    result = sums.result(sum_across_ranks)
-    if not math.isfinite(result.loss):
-        raise DivergedError("the weights give a loss that is nan or infinite")
-    return result
-
-
-@torch.inference_mode()
-def label_units(model: Som, split: Split, normalize: Normalize, accelerator: Accelerator) -> None:
-    """Count the images of each class that each unit of a map wins, exactly, on any number of ranks."""
-    wins = torch.zeros_like(model.wins)
-    for _, pixels, targets in eval_blocks(split, accelerator):
-        winners = model.distances(normalize(pixels)).argmin(dim=1)
-        wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
-    model.wins.copy_(sum_across_ranks(wins))
 
 
 def log_training(run: Run, lr: float) -> None:

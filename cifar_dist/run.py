@@ -15,8 +15,9 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
 from cifar_dist.distributed import check_equal, on_all, on_main, rank, world_size
-from cifar_dist.engine import Run, evaluate, metrics_line, train
+from cifar_dist.engine import Run, metrics_line, train
 from cifar_dist.errors import UserError
+from cifar_dist.evaluation import evaluate
 from cifar_dist.metrics import EvalResult
 from cifar_dist.models.som import Som
 from cifar_dist.preemption import StopSignals

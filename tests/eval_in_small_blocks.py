@@ -2,10 +2,10 @@
 
 import sys
 
-from cifar_dist import engine
+from cifar_dist import evaluation
 from cifar_dist.cli.evaluate import main
 from cifar_dist.cli.exits import finish
 
 if __name__ == "__main__":
-    engine.EVAL_BLOCK = 40
+    evaluation.EVAL_BLOCK = 40
     finish(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, untimed
 from safetensors.torch import load
 
-from cifar_dist import checkpoint, engine, preemption
+from cifar_dist import checkpoint, engine, evaluation, preemption
 from cifar_dist import run as run_module
 from cifar_dist.cli import evaluate
 from cifar_dist.cli.train import main
@@ -287,7 +287,7 @@ def test_broken_weights_found_by_validation_fail_on_one_line(train, capsys):
 
 def test_evaluation_in_many_blocks_counts_every_image_once(train, monkeypatch, data_dir):
     one = train(name="one")
-    monkeypatch.setattr(engine, "EVAL_BLOCK", 7)
+    monkeypatch.setattr(evaluation, "EVAL_BLOCK", 7)
     options = ["--checkpoint", str(one.folder), "--data-dir", str(data_dir), "--threads", "1"]
     assert evaluate.main(options) == 0
     many = one.json("eval-test.json")

@@ -225,7 +225,7 @@ def test_a_wrong_name_suggests_the_nearest():
         ("ghasemi", "convolution=8", "unknown option of ghasemi 'convolution'. Did you mean 'convolutions'?"),
         ("ghasemi", "convolutions", "takes KEY=VALUE, got 'convolutions'; ghasemi has convolutions, linear_layers, dropout, batch_norm"),
         ("ghasemi", "convolutions=many", "convolutions must be a whole number, got 'many'"),
-        ("ghasemi", "convolutions=0", "needs at least 1 of convolutions"),
+        ("ghasemi", "convolutions=0", "needs 1 or more convolutions"),
         ("ghasemi", "dropout=1", "dropout must be in"),
         ("ghasemi", "batch_norm=maybe", "batch_norm must be yes or no, got 'maybe'"),
         ("mlp", "width=0", "mlp needs"),

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cifar_dist import distributed, engine, preemption
+from cifar_dist import distributed, engine, evaluation, preemption
 from cifar_dist.cli.exits import finish
 from cifar_dist.cli.train import main
 
-engine.EVAL_BLOCK = 7  # so that the small sets have several blocks for the ranks to share
+evaluation.EVAL_BLOCK = 7  # so that the small sets have several blocks for the ranks to share
 load_batch, train_step, vote_every_s = engine.load_batch, engine.train_step, preemption.VOTE_EVERY_S
 
 

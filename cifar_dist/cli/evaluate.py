@@ -13,8 +13,8 @@ from cifar_dist.cli.exits import FINISHED, guarded
 from cifar_dist.config import TrainConfig, option
 from cifar_dist.console import Console
 from cifar_dist.data import load_dataset, make_splits
-from cifar_dist.engine import evaluate
 from cifar_dist.errors import UserError
+from cifar_dist.evaluation import evaluate
 from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
 from cifar_dist.state import WEIGHTS_FILE
 from cifar_dist.weights import load_weights

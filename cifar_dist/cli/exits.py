@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from cifar_dist import distributed
 from cifar_dist.checkpoint import BrokenCheckpointError
-from cifar_dist.engine import DivergedError
+from cifar_dist.evaluation import DivergedError
 from cifar_dist.errors import UserError
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75

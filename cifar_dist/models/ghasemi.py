@@ -25,9 +25,9 @@ def ghasemi(
     Not given for other depths, so chosen: the five widths share out the convolutions evenly, narrow ones first, and fewer
     than five take the first widths; further linear layers halve again; PyTorch's own initial weights.
     """
-    if convolutions < 1 or linear_layers < 1:
+    if convolutions < 1 or not 1 <= linear_layers <= 9:
         raise UserError(
-            f"ghasemi needs at least 1 of convolutions and of linear_layers, got {convolutions} and {linear_layers}"
+            f"ghasemi needs 1 or more convolutions and 1 to 9 linear_layers, got {convolutions} and {linear_layers}"
         )
     layers: dict[str, nn.Module] = {}
     channels = 3
