@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cifar_dist.curves import Point, gap_opening
 from cifar_dist.models.som import Som
@@ -49,6 +50,7 @@ def draw_curves(curve: Sequence[Point], path: Path, title: str, published: float
             where = (start.epoch, 0.03 if axes is accuracies else 0.95)
             axes.annotate(" the gap opens", where, xycoords=("data", "axes fraction"), color=NOTE)
         axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
