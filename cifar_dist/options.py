@@ -19,8 +19,12 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Return the options that were given, by field name; `--batch_size` is taken as `--batch-size`."""
-        argv = [_dashes(word) for word in argv]
+        """Return the options that were given, by field name; `--batch_size` is taken as `--batch-size`.
+
+        `--nesterov=True` and `=False`, as a W&B agent writes them, are taken as `--nesterov` and `--no-nesterov`.
+        """
+        switches = {a.option_strings[0] for a in self._actions if isinstance(a, argparse.BooleanOptionalAction)}
+        argv = [_switch(_dashes(word), switches) for word in argv]
         known, rest = self.parse_known_args(argv)
         if rest and rest[0].startswith("-"):
             flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
@@ -35,6 +39,13 @@ class OneLineParser(argparse.ArgumentParser):
 def _dashes(word: str) -> str:
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def _switch(word: str, switches: set[str]) -> str:
+    name, _, value = word.partition("=")
+    if name not in switches or value.lower() not in ("true", "false"):
+        return word
+    return name if value.lower() == "true" else name.replace("--", "--no-", 1)
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:

@@ -89,3 +89,23 @@ def test_a_wrong_option_is_one_line_with_the_way_out(argv, message):
     with pytest.raises(UserError, match=message) as error:
         resolve(*argv.split())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("--nesterov=True", True), ("--nesterov=false", False), ("--drop_last=true", True), ("--no-test", False)],
+)
+def test_switches_may_be_written_as_a_wandb_agent_does(word, value):
+    name = word.lstrip("-").removeprefix("no-").partition("=")[0].replace("-", "_")
+    assert getattr(resolve(word), name) is value
+
+
+def test_a_switch_with_another_value_is_refused():
+    with pytest.raises(UserError):
+        resolve("--nesterov=maybe")
+
+
+def test_model_options_not_given_stay_as_in_the_recipe():
+    config = resolve("--recipe", "ghasemi2024/9", "--model-options", "dropout=0.5")
+    assert config.model_options == ("batch_norm=no", "convolutions=6", "dropout=0.5", "linear_layers=3")
+    assert resolve("--recipe", "ghasemi2024/9", "--model-options", "none").model_options == ()

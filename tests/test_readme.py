@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from cifar_dist.__main__ import main as package_main
+
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^    (accelerate launch .*)$", README, re.MULTILINE)]
 
@@ -33,6 +35,15 @@ def test_the_first_screen_has_the_two_commands_that_do_everything():
 def test_the_makefile_has_what_the_readme_and_contributing_name(target, expected):
     plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert expected in plan
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    python -m cifar_dist (.*)$", README, re.MULTILINE))
+def test_every_command_of_the_package_runs(line, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my-sweep.yaml").write_text("{method: random, run_cap: 3, parameters: {lr: {min: 0.01, max: 0.1}}}")
+    monkeypatch.chdir(tmp_path)
+    words = line.split("#")[0].split()
+    assert package_main([*words, "--dry-run"] if words[0] == "sweep" else words) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from cifar_dist import distributed
 from cifar_dist.checkpoint import BrokenCheckpointError
-from cifar_dist.evaluation import DivergedError
 from cifar_dist.errors import UserError
+from cifar_dist.evaluation import DivergedError
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
