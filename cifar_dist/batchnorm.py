@@ -18,7 +18,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        pixels = x.new_tensor([x.shape[0] * x.shape[2] * x.shape[3]], dtype=torch.float32)
+        pixels = torch.full((1,), x.shape[0] * x.shape[2] * x.shape[3], dtype=torch.float32, device=x.device)
         totals = differentiable_sum(torch.cat((values.sum(dim=(0, 2, 3)), pixels)))
         count = totals[-1].detach()
         mean = totals[:-1] / count

@@ -156,10 +156,7 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True, must_be=POSITIVE)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, bound = getattr(self, f.name), f.metadata["must_be"]
-            if bound and value is not None and not (math.isfinite(value) and bound.holds(value)):
-                raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
+        check_bounds(self)
         for holds, message in self._rules():
             if not holds:
                 raise UserError(message)
@@ -201,6 +198,14 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values (tuples as lists)."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def check_bounds(options: Any) -> None:
+    """Raise `UserError` for the first number of a dataclass of options that is out of bounds."""
+    for f in fields(options):
+        value, bound = getattr(options, f.name), f.metadata["must_be"]
+        if bound and value is not None and not (math.isfinite(value) and bound.holds(value)):
+            raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
 
 
 def flag(name: str) -> str:

@@ -87,9 +87,12 @@ def train(run: Run) -> Signals | None:
             raise DivergedError(f"the loss became nan or infinite at or shortly before step {progress.step}")
         if log_due:
             log_training(run, lr)
+        save_due = evaluation_due or decision.checkpoint or decision.stop
+        if save_due:
+            label_map(run)
         if evaluation_due:
             validate(run)
-        if evaluation_due or decision.checkpoint or decision.stop:
+        if save_due:
             save_checkpoint(run)
             ballot.checkpoint_saved()
         if decision.stop and progress.step < plan.total_steps:
@@ -200,12 +203,17 @@ def log_training(run: Run, lr: float) -> None:
     run.console.train_line(line, run.plan.total_steps, samples_left / images_per_s)
 
 
+def label_map(run: Run) -> None:
+    """Give a self-organizing map's units their classes, without which its weights predict nothing. Collective."""
+    model = run.state.eval_model
+    if isinstance(model, Som):
+        with run.stopwatch.paused():
+            label_units(model, run.splits.train, run.normalize, run.accelerator)
+
+
 def validate(run: Run) -> None:
     """Evaluate on validation and note whether it is the best so far; without validation the newest is. Collective."""
     progress, split = run.state.progress, run.splits.val
-    if isinstance(run.state.eval_model, Som):
-        with run.stopwatch.paused():
-            label_units(run.state.eval_model, run.splits.train, run.normalize, run.accelerator)
     if split is None:
         progress.best_step = progress.step
         return

@@ -26,7 +26,7 @@ def training_loss(
     image shows two classes, each counts by its share. A map predicts nothing while it trains: nan are correct.
     """
     if isinstance(model, Som):
-        return model.loss_sum(outputs, progress), outputs.new_tensor(torch.nan)
+        return model.loss_sum(outputs, progress), outputs.new_full((), torch.nan)
     predicted = outputs.detach().argmax(dim=1)
     if labels.others is None or labels.share is None:
         loss_sum = F.cross_entropy(outputs, labels.targets, label_smoothing=label_smoothing, reduction="sum")

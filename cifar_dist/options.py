@@ -128,8 +128,9 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     base = lookup(RECIPES, name, "recipe")(given.get("model"))
     given = {**given, "model": base.model}  # the recipe resolves aliases
     if given.get("model_options"):  # those not given stay as in the recipe
-        by_key = {word.partition("=")[0]: word for word in (*base.model_options, *given["model_options"])}
-        given["model_options"] = tuple(by_key[key] for key in sorted(by_key))
+        keys = {word.partition("=")[0] for word in given["model_options"]}
+        kept = [word for word in base.model_options if word.partition("=")[0] not in keys]
+        given["model_options"] = tuple(sorted([*kept, *given["model_options"]]))
     if "epochs" in given and "steps" not in given:
         given["steps"] = None
     if "steps" in given and "epochs" not in given:
@@ -140,4 +141,6 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
         if other and f.name in given and getattr(config, other) not in values:
             chosen = getattr(config, other)
             raise UserError(f"{flag(f.name)} has no effect with {flag(other)} {chosen}; it needs {' or '.join(values)}")
+    if config.folds is not None and "val_fraction" in given:
+        raise UserError("--val-fraction has no effect with --folds; leave one out")
     return config

@@ -235,5 +235,7 @@ def show_finished(console: Console, path: Path, summary: Mapping[str, Any]) -> N
     if test := summary["test"]:
         title = f"test on {summary['dataset']}, weights of step {summary['best_step']}"
         console.result_table(EvalResult.from_record(test), tuple(test["per_class_accuracy"]), title)
+    else:
+        console.warn(f"it was not tested; accelerate launch eval.py --checkpoint {path} does")
     console.synthetic_note(summary["synthetic"])
     console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

@@ -161,6 +161,7 @@ def _range(content: Mapping[str, Any], kind: str) -> Parameter:
         (low < high, f"min {low} must be less than max {high}"),
         (low > 0 or kind != "log_uniform_values", f"min of log_uniform_values must be greater than 0, got {low}"),
         (q > 0, f"q must be greater than 0, got {q}"),
+        (q <= 0 or math.isfinite(high / q), f"q {q} is too small for max {high}"),
     ]:
         if not holds:
             raise UserError(message)

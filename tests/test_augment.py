@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -48,7 +47,6 @@ def test_seed_and_position_change_the_draw_and_history_does_not(name):
     assert torch.equal(augment(PIXELS, POSITIONS, (name,), 3, NORMALIZE), first)
     assert not torch.equal(augment(PIXELS, POSITIONS, (name,), 4, NORMALIZE), first)
     assert not torch.equal(augment(PIXELS, POSITIONS + 1, (name,), 3, NORMALIZE), first)
-    assert torch.equal(PIXELS, PIXELS.clone())
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -147,9 +145,9 @@ def test_every_colour_operation_of_the_policy_equals_torchvisions_at_every_stren
 
 @pytest.mark.parametrize(
     ("name", "keywords"),
-    [
-        ("shear_x", lambda s: {"shear": [math.degrees(math.atan(0.99 * s)), 0.0]}),
-        ("shear_y", lambda s: {"shear": [0.0, math.degrees(math.atan(0.99 * s))]}),
+    [  # as torchvision.transforms.v2.TrivialAugmentWide calls it; it counts shifts and angles the other way round
+        ("shear_x", lambda s: {"shear": [math.degrees(math.atan(0.99 * s)), 0.0], "center": [0, 0]}),
+        ("shear_y", lambda s: {"shear": [0.0, math.degrees(math.atan(0.99 * s))], "center": [0, 0]}),
         ("translate_x", lambda s: {"translate": [-32.0 * s, 0.0]}),
         ("translate_y", lambda s: {"translate": [0.0, -32.0 * s]}),
         ("rotate", lambda s: {"angle": -135.0 * s}),
@@ -159,13 +157,9 @@ def test_every_geometric_operation_of_the_policy_equals_torchvisions_at_every_st
     image = smooth()
     still = {"angle": 0.0, "translate": [0.0, 0.0], "scale": 1.0, "shear": [0.0, 0.0]}
     for result, signed in zip(apply(name, image), SIGNED.tolist(), strict=True):
-        for sign in (1, -1):  # torchvision counts some angles the other way round
-            matrix = {**still, **keywords(sign * signed / (BINS - 1))}
-            expected = tv.affine_image(image - 128, **matrix, interpolation=v2.InterpolationMode.BILINEAR)[0] + 128
-            if torch.allclose(result, expected, atol=0.1):
-                break
-        else:
-            pytest.fail(f"{name} at {signed} of {BINS - 1}")
+        matrix = {**still, **keywords(signed / (BINS - 1))}
+        expected = tv.affine_image(image - 128, **matrix, interpolation=v2.InterpolationMode.BILINEAR)[0] + 128
+        torch.testing.assert_close(result, expected, atol=0.1, rtol=0)
 
 
 def test_the_policy_draws_every_operation_and_strength_about_equally_often():
@@ -231,4 +225,3 @@ def test_half_maps_bytes_to_minus_one_and_one():
 
 def test_grey_weighs_the_channels_as_torchvision_does():
     torch.testing.assert_close(grey(PIXELS.float()), tv.rgb_to_grayscale(PIXELS.float()), atol=1e-3, rtol=0)
-    assert F.relu(grey(PIXELS.float())).max() <= 255

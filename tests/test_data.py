@@ -339,8 +339,11 @@ def test_folds_of_a_pool_leave_the_test_images_out(folders, data_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 200, "fold": 0}, "--folds 200 of 240 images is 2, fewer than the 4 classes"),
-        ({"test_fraction": 0.005}, "--test-fraction 0.005 of 340 images is 2, fewer than the 4 classes"),
+        ({"folds": 200, "fold": 0}, "a fold of --folds 200 of 240 images is 2, fewer than the 4 classes; use fewer"),
+        (
+            {"test_fraction": 0.005},
+            "--test-fraction 0.005 of 340 images is 2, fewer than the 4 classes; use more, or leave it out",
+        ),
     ],
 )
 def test_splits_smaller_than_the_classes_are_refused(folders, data_dir, options, message):

@@ -60,7 +60,7 @@ def test_evaluation_keeps_everything():
     assert torch.equal(Dropout(0.9).eval()(x), x)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0])
+@pytest.mark.parametrize("p", [-0.1, 0.995, float("nan")])
 def test_a_probability_outside_its_range_is_refused(p):
-    with pytest.raises(UserError, match=r"dropout must be in \[0, 1\)"):
+    with pytest.raises(UserError, match=r"dropout must be in \[0, 0.99\]"):
         Dropout(p)

@@ -1,5 +1,6 @@
 import pytest
 
+from cifar_dist.cli.train import check_early
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
@@ -109,3 +110,20 @@ def test_model_options_not_given_stay_as_in_the_recipe():
     config = resolve("--recipe", "ghasemi2024/9", "--model-options", "dropout=0.5")
     assert config.model_options == ("batch_norm=no", "convolutions=6", "dropout=0.5", "linear_layers=3")
     assert resolve("--recipe", "ghasemi2024/9", "--model-options", "none").model_options == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--folds 5 --fold 0 --val-fraction 0.3", "--val-fraction has no effect with --folds"),
+        ("--model mlp --model-options width=8 width=16", "--model-options width=16 width=8 sets width twice"),
+        ("--model mlp --model-options width=99999999999999999999", "mlp can't be built like this"),
+        ("--model som --model-options sigma_start=inf", "sigma_start >= sigma_end > 0"),
+        ("--model ghasemi --model-options linear_layers=10", "1 to 9 linear_layers, got 5 and 10"),
+    ],
+)
+def test_what_would_be_ignored_or_can_not_be_built_is_refused(words, message):
+    with pytest.raises(UserError) as error:
+        check_early(resolve(*words.split()))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -74,6 +74,16 @@ def test_engine_steps_equal_kohonens_update_by_hand_on_two_processes(folders, da
     check(tmp_path / "run", folders, data_dir)
 
 
+def test_every_checkpoint_of_a_map_has_its_labels(train, monkeypatch):
+    from test_engine import stop_after
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        stopped = train(*OPTIONS[:7], "--epochs", "3", "--batch-size", "30")
+    saved = load((stopped.folder / "checkpoints/step_00000002/model.safetensors").read_bytes())
+    assert saved["wins"].sum() == 216
+
+
 def test_a_map_is_stopped_and_goes_on_bit_for_bit(train, monkeypatch):
     from test_engine import stop_after
 

@@ -379,7 +379,7 @@ def test_runs_at_a_time_share_the_cores_unless_told_otherwise(write, capsys, mon
     assert words.count("--threads") == 1
 
 
-def test_only_a_test_metric_lets_runs_see_the_test_images(write, capsys):
+def test_runs_see_the_test_images_for_a_test_metric_or_when_told_to(write, capsys):
     assert "--no-test" in dry_run(capsys, write("lr: {value: 1}"))[0]
     assert "--no-test" not in dry_run(capsys, write("lr: {value: 1}"), "--test")[0]
     assert "--no-test" not in dry_run(capsys, write("lr: {value: 1}", metric=TEST_METRIC))[0]
@@ -495,6 +495,9 @@ with (folder.parent / "starts").open("a") as starts:
 if behaviour == "fail":
     print("error: no luck\\n", file=sys.stderr)
     sys.exit(2)
+if behaviour == "garble":
+    (folder / "summary.json").write_text("{")
+    sys.exit(0)
 if behaviour == "lie":
     sys.exit(0)
 if behaviour.startswith("launch") and os.environ.get("LAUNCHED") is None:  # as accelerate launch: dies of a signal at once
@@ -554,6 +557,22 @@ def test_a_sweep_runs_each_once_and_ranks_them(stand_in):
     log = Path("runs/try/0001.log").read_text()
     assert log.startswith(f"$ {sys.executable} ")
     assert "\nstarting --model lenet" in log
+
+
+def test_a_command_that_cannot_be_started_fails_its_run_and_does_not_hang(stand_in, tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text("no first line that names an interpreter")
+    script.chmod(0o755)
+    status, output = stand_in("--parallel", "2", command=[str(script), "${program}", "${args}"])
+    assert status == FAILED
+    assert output.count("Exec format error") == 3
+
+
+def test_a_run_with_a_damaged_summary_fails_and_the_others_go_on(stand_in):
+    status, output = stand_in(behaviour={"0001": "garble"})
+    assert (status, starts()) == (FAILED, ["0000", "0001", "0002"])
+    assert "run 0001 failed with status 1" in output
+    assert "1 damaged" in output
 
 
 def test_a_second_start_runs_what_is_missing_only(stand_in):
@@ -705,7 +724,7 @@ def test_what_the_status_of_a_run_means(status, summary, stopping, meaning):
 def small(folders, data_dir) -> list[str]:
     """Options of a small run on class folders."""
     where = ["--data", str(folders), "--data-dir", str(data_dir)]
-    return [*where, "--batch-size", "32", "--limit-train", "64", "--threads", "1"]
+    return [*where, "--batch-size", "32", "--limit-train", "64"]
 
 
 def test_a_real_sweep_ranks_what_the_summaries_say_and_is_not_run_twice(write, small, capsys):
@@ -745,13 +764,13 @@ def wait_for(pattern: str, folder: Path, sweep: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_half_way_ends_with_the_same_bytes(write, small, tmp_path):
     argv = [write("lr: {value: 0.05}, folds: {value: 2}"), *small, "--epochs", "60", "--output-dir"]
-    assert start(tmp_path, *argv, "whole").wait(300) == FINISHED
+    assert start(tmp_path, *argv, "whole", "--parallel", "2").wait(300) == FINISHED
     sweep = start(tmp_path, *argv, "stopped", "--parallel", "2")
     wait_for("stopped/0001/checkpoints/step_*/manifest.json", tmp_path, sweep)
     sweep.send_signal(signal.SIGTERM)
     assert sweep.wait(60) == INTERRUPTED
     assert Run(0, tmp_path / "stopped/0001").json("summary.json")["status"] == "interrupted"
-    assert start(tmp_path, *argv, "stopped", "--parallel", "2").wait(300) == FINISHED
+    assert start(tmp_path, *argv, "stopped").wait(300) == FINISHED  # one at a time has twice the threads, were they new
     for i in range(2):
         whole, stopped = (Run(0, tmp_path / folder / f"{i:04d}") for folder in ("whole", "stopped"))
         assert stopped.weights() == whole.weights()

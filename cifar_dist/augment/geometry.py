@@ -73,7 +73,7 @@ def box(images: Tensor, positions: Tensor, seed: int, centre: tuple[Purpose, Pur
     """Return (B, 1, H, W) bool: a square of `size` pixels, one number or (B,), with a uniformly drawn centre."""
     inside = []
     for length, purpose in zip(images.shape[-2:], centre, strict=True):
-        start = random_integers(seed, purpose, positions, length) - torch.as_tensor(size, device=images.device) // 2
+        start = random_integers(seed, purpose, positions, length) - size // 2
         places = torch.arange(length, device=images.device).view(1, -1)
         end = start + size
         inside.append((places >= start.unsqueeze(1)) & (places < end.unsqueeze(1)))

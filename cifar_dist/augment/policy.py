@@ -17,14 +17,16 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 def trivial(pixels: Tensor, positions: Tensor, seed: int) -> Tensor:
     """Apply one of OPERATIONS to each image, drawn uniformly, at a strength drawn uniformly (Müller & Hutter 2021, wide).
 
-    pixels (B, 3, 32, 32) float in [0, 255].
+    pixels (B, 3, 32, 32) float in [0, 255]. Unlike torchvision's, pixels are moved bilinearly and grey comes in from outside.
     """
     operations = random_integers(seed, Purpose.POLICY_OPERATION, positions, len(OPERATIONS))
     draws = random_integers(seed, Purpose.POLICY_MAGNITUDE, positions, 2 * BINS)  # a bin and a sign
     signed = torch.where(draws % 2 == 0, draws // 2, -(draws // 2))
     result = pixels.clone()
-    for number, operation in enumerate(OPERATIONS.values()):
-        chosen = (operations == number).nonzero().flatten()
+    order = operations.argsort(stable=True)
+    counts = torch.zeros(len(OPERATIONS), dtype=torch.int64, device=pixels.device)
+    counts.scatter_add_(0, operations, torch.ones_like(operations))  # one wait for the device, not one per operation
+    for operation, chosen in zip(OPERATIONS.values(), order.split(counts.tolist()), strict=True):
         result[chosen] = operation(pixels[chosen], signed[chosen])
     return result
 
@@ -93,8 +95,10 @@ def _equalized(pixels: Tensor, _signed: Tensor) -> Tensor:
 
 OPERATIONS: dict[str, Operation] = {
     "identity": _kept,
-    "shear_x": lambda x, s: _moved(x, xy=strength(s, 0.99)),
-    "shear_y": lambda x, s: _moved(x, yx=strength(s, 0.99)),
+    "shear_x": lambda x, s: _moved(
+        x, xy=strength(s, 0.99), x0=strength(s, 0.99 * x.shape[-2] / 2)
+    ),  # the top row stays
+    "shear_y": lambda x, s: _moved(x, yx=strength(s, 0.99), y0=strength(s, 0.99 * x.shape[-1] / 2)),  # the left column
     "translate_x": lambda x, s: _moved(x, x0=strength(s, 32.0)),
     "translate_y": lambda x, s: _moved(x, y0=strength(s, 32.0)),
     "rotate": _rotated,

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from cifar_dist.errors import UserError
 from cifar_dist.recipes import PUBLISHED
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
-    """Return `argv` with its first word, where that isn't an option, as the value of `option`."""
-    return [option, *argv] if argv and not argv[0].startswith("-") else list(argv)
+    """Return `argv` with its first word, where that isn't an option, as the value of `option`; raises `UserError`."""
+    if not argv or argv[0].startswith("-"):
+        return list(argv)
+    if any(word.partition("=")[0] == option for word in argv):
+        raise UserError(f"{argv[0]} and {option} both say which; leave one out")
+    return [option, *argv]
 
 
 def listing() -> Table:

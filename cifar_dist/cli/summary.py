@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_dist.cli.catalogue import positional
 from cifar_dist.cli.exits import FINISHED
-from cifar_dist.config import flag, option
+from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.dropout import Dropout
 from cifar_dist.errors import UserError
@@ -27,13 +27,11 @@ class SummaryOptions:
     model: str = option("", "which network; the word --model may be left out (default: the recipe's first)")
     model_options: tuple[str, ...] = option((), "KEY=VALUE settings of the model, such as dropout=0.2 (default: none)")
     recipe: str = option("", "take the model and its settings from this recipe, such as ghasemi2024/1 (default: none)")
-    num_classes: int = option(10, "logits per image")
-    batch_size: int = option(1, "images")
+    num_classes: int = option(10, "logits per image", must_be=POSITIVE)
+    batch_size: int = option(1, "images", must_be=POSITIVE)
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be greater than 0, got {getattr(self, name)}")
+        check_bounds(self)
         if not self.model and not self.recipe:
             raise UserError("which model? Give a name, such as summary lenet, or --recipe NAME")
 
@@ -60,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     options = SummaryOptions(**parser.parse(positional(argv, "--model")))
     chosen = {"model": options.model, "model_options": options.model_options, "recipe": options.recipe}
     config = resolve_train_config({name: value for name, value in chosen.items() if value})
-    layers = summarize(build_model(config.model, options.num_classes, config.model_options), options.batch_size)
+    with torch.device("meta"):  # shapes without memory
+        layers = summarize(build_model(config.model, options.num_classes, config.model_options), options.batch_size)
     show(" ".join([config.model, *config.model_options]), layers)
     return FINISHED
 
@@ -104,7 +103,7 @@ def describe(module: nn.Module) -> str:
             settings = f"{module.in_channels}->{module.out_channels} {height}x{width}" + f" /{stride}" * (stride > 1)
         case nn.Linear():
             settings = f"{module.in_features}->{module.out_features}"
-        case nn.MaxPool2d(kernel_size=size) | nn.AdaptiveAvgPool2d(output_size=size):
+        case nn.MaxPool2d(kernel_size=size) | nn.AvgPool2d(kernel_size=size):
             settings = str(size)
         case Dropout():
             settings = f"{module.p:g}"

@@ -14,7 +14,7 @@ from rich.table import Table
 from cifar_dist.cli.exits import FINISHED, INTERRUPTED
 from cifar_dist.cli.sweep_runs import Study, as_word, check_record, overall, run_all, shown
 from cifar_dist.cli.train import check_early
-from cifar_dist.config import NOT_NEGATIVE, POSITIVE, SEED, TrainConfig, flag, option
+from cifar_dist.config import NOT_NEGATIVE, POSITIVE, SEED, TrainConfig, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError, did_you_mean
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
@@ -46,10 +46,7 @@ class SweepOptions:
     ranking: bool = option(False, "rank what is there, and start nothing")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, bound = getattr(self, f.name), f.metadata["must_be"]
-            if bound and value is not None and not bound.holds(value):
-                raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
+        check_bounds(self)
         on = {"--dry-run": self.dry_run, "--ranking": self.ranking}
         on |= {"--index": self.index is not None, "--parallel": self.parallel > 1}
         for one, other in CLASHES:

@@ -21,7 +21,7 @@ from cifar_dist.config import TrainConfig, flag
 from cifar_dist.console import Console, clock, percent
 from cifar_dist.distributed import default_threads
 from cifar_dist.errors import UserError
-from cifar_dist.runlog import SUMMARY_FILE, RunFolder
+from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.sweep import Metric, Point, Result, Sweep, to_words, varying
 
 RUNS_FILE = "sweep.json"
@@ -47,13 +47,16 @@ class Study:
     def command(self, index: int) -> list[str]:
         """Return the words that start a run, or go on with it."""
         point = {**self.runs[index], "output_dir": str(self.run_folder(index)), "resume": "auto"}
-        if self.parallel > 1:
+        if self.parallel > 1 and not (self.run_folder(index) / CONFIG_FILE).exists():  # one that goes on keeps its own
             point.setdefault("threads", max(1, default_threads() // self.parallel))
         return self.sweep.command_line(point, sys.executable, self.program)
 
     def result(self, index: int) -> Result:
-        """Return what summary.json says; raises `UserError` where it is damaged."""
-        summary = RunFolder(self.run_folder(index)).read_json(SUMMARY_FILE) or {"status": "not started"}
+        """Return what summary.json says."""
+        try:
+            summary = RunFolder(self.run_folder(index)).read_json(SUMMARY_FILE) or {"status": "not started"}
+        except UserError:  # train.py says what to do about it
+            summary = {"status": "damaged"}
         measured = summary.get(self.sweep.metric.split) if summary["status"] == "finished" else None
         value = measured[self.sweep.metric.key] if measured else None
         return Result(summary["status"], value, bool(summary.get("synthetic")))
@@ -114,14 +117,19 @@ class Runner:
         """Run one to its end and return its exit status; once there was a signal, start nothing."""
         if self.children.received:
             return INTERRUPTED
-        study, command, slot = self.study, self.study.command(index), self.slots.get()
+        study, command = self.study, self.study.command(index)
         what = shlex.join(to_words({k: v for k, v in study.runs[index].items() if k in self.differing}))
         self.console.say(f"run {index:04d} starts: {what}")
-        with study.log(index).open("a") as log:
-            log.write(f"$ {shlex.join(command)}\n")
-        start = time.monotonic()
-        status = self.children.run(command, study.log(index), slot)
-        self.slots.put(slot)
+        start, slot = time.monotonic(), self.slots.get()
+        try:
+            with study.log(index).open("a") as log:
+                log.write(f"$ {shlex.join(command)}\n")
+            status = self.children.run(command, study.log(index), slot)
+        except OSError as error:  # the others go on
+            self.console.warn(f"run {index:04d} failed: {what}  {error}")
+            return FAILED
+        finally:
+            self.slots.put(slot)
         result = study.result(index)
         outcome = exit_status(status, result.status, stopping=self.children.received is not None)
         self._say(index, what, outcome, result, f"after {clock(time.monotonic() - start)}")

@@ -41,7 +41,7 @@ def load_dataset(data: str, data_dir: Path) -> Dataset:
 
 def check_data_name(data: str) -> None:
     """Raise `UserError` unless `data` is one of NAMES or a folder."""
-    if data in NAMES or Path(data).is_dir():
+    if data in NAMES or (data and Path(data).is_dir()):
         return
     if "/" in data:
         raise UserError(f"--data {data} is not a folder; give one that is, or one of: {', '.join(NAMES)}")

@@ -77,16 +77,17 @@ def make_splits(dataset: Dataset, config: TrainConfig, device: torch.device) -> 
     if config.test_fraction is not None:
         pool = _joined(train, test)
         train, test = _hold_out(pool, stratified(pool.labels(), round(len(pool) * config.test_fraction), seed))
-        _check_size("--test-fraction", config.test_fraction, pool, test, dataset)
+        _check_size(f"--test-fraction {config.test_fraction}", "use more, or leave it out", pool, test, dataset)
     targets = train.labels()
     if config.folds is not None:
         held_out = fold_numbers(targets, config.folds, seed).eq(config.fold or 0).nonzero().flatten()
     else:
         held_out = stratified(targets, round(len(targets) * config.val_fraction), seed)
     kept, val = _hold_out(train, held_out)
-    if config.folds is not None or config.val_fraction:
-        what, value = ("--folds", config.folds) if config.folds else ("--val-fraction", config.val_fraction)
-        _check_size(what, value, train, val, dataset)
+    if config.folds is not None:
+        _check_size(f"a fold of --folds {config.folds}", "use fewer", train, val, dataset)
+    elif config.val_fraction:
+        _check_size(f"--val-fraction {config.val_fraction}", "use more, or 0", train, val, dataset)
     return Splits(
         train=_limit(kept, config.limit_train, seed),
         val=_limit(val, config.limit_eval, seed) if len(val) else None,
@@ -106,11 +107,10 @@ def _hold_out(split: Split, places: Tensor) -> tuple[Split, Split]:
     return split.subset((~chosen).nonzero().flatten()), split.subset(chosen.nonzero().flatten())
 
 
-def _check_size(option: str, value: float | None, source: Split, part: Split, dataset: Dataset) -> None:
+def _check_size(what: str, way_out: str, source: Split, part: Split, dataset: Dataset) -> None:
     if len(part) < len(dataset.classes):
         raise UserError(
-            f"{option} {value} of {len(source)} images is {len(part)}, fewer than the {len(dataset.classes)} classes; "
-            "use more, or leave it out"
+            f"{what} of {len(source)} images is {len(part)}, fewer than the {len(dataset.classes)} classes; {way_out}"
         )
 
 

@@ -60,8 +60,12 @@ def build_model(name: str, num_classes: int = 10, options: Sequence[str] = ()) -
 
 def check_model(name: str, options: Sequence[str]) -> None:
     """Raise `UserError` where the model can't be built; costs no memory."""
-    with torch.device("meta"):
-        build_model(name, options=options)
+    try:
+        with torch.device("meta"):
+            build_model(name, options=options)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model-options {' '.join(options)}: {name} can't be built like this ({reason})") from None
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -79,6 +83,8 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--model-options {word}: {name} has no options; leave it out")
         if not equals:
             raise UserError(f"--model-options takes KEY=VALUE, got {word!r}; {name} has {', '.join(defaults)}")
+        if key in options:
+            raise UserError(f"--model-options {' '.join(words)} sets {key} twice; once is enough")
         kind = type(lookup(defaults, key, f"option of {name}"))
         try:
             options[key] = WORDS[text.lower()] if kind is bool else kind(text)

@@ -32,14 +32,15 @@ def ghasemi(
     layers: dict[str, nn.Module] = {}
     channels = 3
     for i, width in enumerate(conv_widths(convolutions), start=1):
-        if dropout and i == convolutions:
+        if dropout and 1 < i == convolutions:
             layers["dropout"] = Dropout(dropout)
         stride = 2 if width == 64 and channels == 32 else 1
         layers |= {f"conv{i}": nn.Conv2d(channels, width, 3, stride, padding=1), f"relu{i}": nn.ReLU(inplace=True)}
         if batch_norm:
             layers[f"norm{i}"] = nn.BatchNorm2d(width)
         channels = width
-    layers |= {"pool": nn.AdaptiveAvgPool2d(2), "flatten": nn.Flatten()}
+    # To 2x2. AdaptiveAvgPool2d(2) is the same, but its backward pass on a GPU is not deterministic.
+    layers |= {"pool": nn.AvgPool2d(8 if convolutions > 1 else 16), "flatten": nn.Flatten()}
     inputs = 4 * channels
     for i in range(1, linear_layers):
         width = 512 >> (i - 1)

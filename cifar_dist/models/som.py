@@ -1,5 +1,8 @@
 """Kohonen's self-organizing map, as in Abhishek Pandey, "Image classification using PyTorch" (2020), §1.2."""
 
+import math
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +13,7 @@ class Som(nn.Module):
     """A grid of units, each a weight vector as long as an image, and how many training images of each class it wins."""
 
     grid_distances: Tensor  # (U, U) float32: squared distance on the grid between any two units
-    wins: Tensor  # (U, K) int64: set by `engine.label_units`
+    wins: Tensor  # (U, K) int64: set by `evaluation.label_units`
 
     def __init__(self, num_classes: int, rows: int, columns: int, sigma_start: float, sigma_end: float) -> None:
         super().__init__()
@@ -39,7 +42,9 @@ class Som(nn.Module):
 
     def distances(self, images: Tensor) -> Tensor:
         """Return the squared distance (B, U) float32 of each image to each unit."""
-        with torch.autocast(images.device.type, enabled=False):  # a difference of large sums needs all its digits
+        device = images.device.type
+        # A difference of large sums needs all its digits. (`summary` runs models on the meta device, which has no autocast.)
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             x = images.flatten(1).float()
             return x.square().sum(dim=1, keepdim=True) - 2 * x @ self.weight.T + self.weight.square().sum(dim=1)
 
@@ -62,7 +67,7 @@ def som(
 
     Not given, so chosen: 20 x 20 units, sigma from half the grid's side to half a unit, initial weights around the mean colour.
     """
-    if min(rows, columns) < 1 or not sigma_start >= sigma_end > 0:
+    if min(rows, columns) < 1 or not math.inf > sigma_start >= sigma_end > 0:
         raise UserError(
             "som needs rows and columns of 1 or more and sigma_start >= sigma_end > 0, "
             f"got {rows}, {columns}, {sigma_start} and {sigma_end}"
