@@ -99,7 +99,8 @@ class Console:
 
     def val_line(self, line: dict[str, Any], best: bool, gap: float | None) -> None:
         """`gap` is the accuracy in training since the validation before, minus this one's."""
-        text = f"validation at step {line['step']}, epoch {line['epoch']:.2f}: accuracy {line['accuracy']:.2%}, loss {line['loss']:.4f}"
+        where = f"validation at step {line['step']}, epoch {line['epoch']:.2f}"
+        text = f"{where}: accuracy {line['accuracy']:.2%}, top-2 {line['top2_accuracy']:.2%}, loss {line['loss']:.4f}"
         text += "" if gap is None else f", gap {100 * gap:+.1f} points"
         self.say(text + ("  (best so far)" if best else ""), "green" if best else None)
 

@@ -186,12 +186,12 @@ def test(run: Run) -> None:
 
 def draw(run: Run) -> None:
     """Draw the run's pictures. Rank 0 only; one that fails costs a warning, not the run."""
-    from cifar_dist import plots  # slow to import, and only needed now
-
     config, folder, model = run.config, run.folder.path / "plots", run.state.eval_model
     title = f"{config.model}, recipe {config.recipe}, {run.dataset.name}" + ", SYNTHETIC DATA" * run.dataset.synthetic
     published = None if run.dataset.synthetic else PUBLISHED.get((config.recipe, config.model))
     try:
+        from cifar_dist import plots  # slow to import, and only needed now
+
         if curve := curves.points(run.folder.read_metrics()):
             plots.draw_curves(curve, folder / "curves.png", title, published)
         if isinstance(model, Som):
@@ -206,7 +206,7 @@ def summarise(run: Run, status: str, **more: Any) -> None:
         return
     progress = run.state.progress
     curve = curves.points(run.folder.read_metrics())
-    opening = curves.gap_opening(curve)
+    last, opening = curve[-1] if curve else None, curves.gap_opening(curve)
     summary = {
         "status": status,
         "model": run.config.model,
@@ -219,13 +219,8 @@ def summarise(run: Run, status: str, **more: Any) -> None:
         "seconds": round(progress.seconds, 3),
         "best_step": progress.best_step,
         "val": progress.best_val,
-        "train": {"loss": curve[-1].train_loss, "accuracy": curve[-1].train_accuracy}
-        if curve
-        else None,  # of the last epoch
-        "generalisation_gap": {
-            "accuracy": curve[-1].gap if curve else None,
-            "opens_at_epoch": opening.epoch if opening else None,
-        },
+        "train": last and {"loss": last.train_loss, "accuracy": last.train_accuracy},
+        "generalisation_gap": {"accuracy": last and last.gap, "opens_at_epoch": opening and opening.epoch},
     }
     run.folder.write_json(SUMMARY_FILE, summary | more)
 

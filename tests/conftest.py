@@ -57,13 +57,14 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _same_process_again():
-    """Leave no trace of a command run in this process: signal handlers, threads, Accelerate's and torch's state."""
+    """Leave no trace of a command run in this process: signal handlers, Accelerate's and torch's state."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
     threads = torch.get_num_threads()
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
     torch.use_deterministic_algorithms(False)
     AcceleratorState._reset_state(True)
 
