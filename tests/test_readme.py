@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import ROOT
@@ -39,7 +40,9 @@ def test_the_makefile_has_what_the_readme_and_contributing_name(target, expected
 
 @pytest.mark.parametrize("line", re.findall(r"^    python -m cifar_dist (.*)$", README, re.MULTILINE))
 def test_every_command_of_the_package_runs(line, tmp_path, monkeypatch, capsys):
-    (tmp_path / "my-sweep.yaml").write_text("{method: random, run_cap: 3, parameters: {lr: {min: 0.01, max: 0.1}}}")
+    example = re.search(r"my-sweep.yaml` is, for example,\n\n((?:    .*\n)+)", README)
+    assert example
+    (tmp_path / "my-sweep.yaml").write_text(textwrap.dedent(example[1]))
     monkeypatch.chdir(tmp_path)
     words = line.split("#")[0].split()
     assert package_main([*words, "--dry-run"] if words[0] == "sweep" else words) == 0
