@@ -1,6 +1,7 @@
 """The command line: flags made from dataclass fields, one-line errors, and recipes overridden by options."""
 
 import argparse
+import ast
 import os
 import types
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the options that were given, by field name; `--batch_size` is taken as `--batch-size`.
 
-        `--nesterov=True` and `=False`, as a W&B agent writes them, are taken as `--nesterov` and `--no-nesterov`.
+        Values may be written as a W&B agent does: `--nesterov=False`, `--augment=['crop', 'flip']`, `--epochs=None`.
         """
         switches = {a.option_strings[0] for a in self._actions if isinstance(a, argparse.BooleanOptionalAction)}
         argv = [_switch(_dashes(word), switches) for word in argv]
@@ -79,7 +80,7 @@ def _reader(name: str, hint: Any) -> Any:
     kind = str if choices else hint
 
     def read(word: str) -> Any:
-        if optional and word == "none":
+        if optional and word.lower() == "none":
             return None
         if choices:
             word = word.replace("-", "_")
@@ -106,9 +107,15 @@ class _Words(argparse.Action):
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         try:
-            items = () if values == ["none"] else tuple(self.element(word) for word in values)
-        except ValueError:
-            raise UserError(f"{option_string} takes numbers, got {' '.join(values)!r}") from None
+            if len(values) == 1 and values[0].startswith("["):  # a list, as a W&B agent writes it
+                values = [str(item) for item in ast.literal_eval(values[0])] or ["none"]
+            items = (
+                () if [word.lower() for word in values] == ["none"] else tuple(self.element(word) for word in values)
+            )
+        except (ValueError, SyntaxError):
+            raise UserError(
+                f"{option_string} takes {'words' if self.element is str else 'numbers'}, got {' '.join(values)!r}"
+            ) from None
         setattr(namespace, self.dest, items)
 
 

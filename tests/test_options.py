@@ -101,6 +101,25 @@ def test_switches_may_be_written_as_a_wandb_agent_does(word, value):
     assert getattr(resolve(word), name) is value
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("--augment=['crop', 'flip']", ("crop", "flip")),
+        ("--augment=[]", ()),
+        ("--augment=None", ()),
+        ("--limit_train=None", None),
+    ],
+)
+def test_lists_and_none_may_be_written_as_a_wandb_agent_does(word, value):
+    assert getattr(resolve(word), word[2:].partition("=")[0]) == value
+
+
+@pytest.mark.parametrize("word", ["--augment=['crop", "--milestones=['a']"])
+def test_a_broken_list_is_refused(word):
+    with pytest.raises(UserError, match=r"takes (words|numbers), got"):
+        resolve(word)
+
+
 def test_a_switch_with_another_value_is_refused():
     with pytest.raises(UserError):
         resolve("--nesterov=maybe")
