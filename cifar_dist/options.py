@@ -4,7 +4,7 @@ import argparse
 import ast
 import os
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -117,6 +117,19 @@ class _Words(argparse.Action):
                 f"{option_string} takes {'words' if self.element is str else 'numbers'}, got {' '.join(values)!r}"
             ) from None
         setattr(namespace, self.dest, items)
+
+
+def to_words(options: Mapping[str, Any]) -> list[str]:
+    """Return the words that give these options: {"lr": 0.1, "nesterov": False, "augment": []} -> --lr 0.1 --no-nesterov --augment none."""
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, list | tuple):
+            words += [flag(name), *(map(str, value) if value else ["none"])]
+        else:
+            words += [flag(name), "none" if value is None else str(value)]
+    return words
 
 
 def with_launcher_precision(given: dict[str, Any]) -> dict[str, Any]:

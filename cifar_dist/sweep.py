@@ -13,8 +13,8 @@ from zlib import crc32
 
 import torch
 
-from cifar_dist.config import flag
 from cifar_dist.errors import UserError
+from cifar_dist.options import to_words
 from cifar_dist.randomness import Purpose, random_bits
 
 Point = dict[str, Any]  # the options of one run, by field of TrainConfig; a list becomes several words
@@ -113,19 +113,6 @@ class Sweep:
         parts = {"${env}": ["/usr/bin/env"], "${interpreter}": [interpreter], "${program}": [program]}
         parts["${args}"] = parts["${args_no_boolean_flags}"] = to_words(point)
         return [word for item in self.command for word in parts.get(item, [item])]
-
-
-def to_words(point: Point) -> list[str]:
-    """{"lr": 0.1, "nesterov": False, "augment": []} -> --lr 0.1 --no-nesterov --augment none."""
-    words = []
-    for name, value in point.items():
-        if isinstance(value, bool):
-            words.append(flag(name if value else f"no_{name}"))
-        elif isinstance(value, list | tuple):
-            words += [flag(name), *(map(str, value) if value else ["none"])]
-        else:
-            words += [flag(name), "none" if value is None else str(value)]
-    return words
 
 
 def list_runs(sweep: Sweep, fixed: Point, count: int | None = None, seed: int = 0) -> list[Point]:

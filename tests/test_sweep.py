@@ -27,9 +27,9 @@ from cifar_dist.cli import sweep as command
 from cifar_dist.cli.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
 from cifar_dist.cli.sweep_runs import Study, exit_status, record, slot_environments
 from cifar_dist.errors import UserError
-from cifar_dist.options import resolve_train_config
+from cifar_dist.options import resolve_train_config, to_words
 from cifar_dist.recipes import ATTEMPTS, RECIPES
-from cifar_dist.sweep import Parameter, Result, Sweep, list_runs, rank, to_words, unit, varying
+from cifar_dist.sweep import Parameter, Result, Sweep, list_runs, rank, unit, varying
 from cifar_dist.sweep_file import OPTIONS, read_sweep
 
 DRAWS = 1024

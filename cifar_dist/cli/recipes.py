@@ -4,17 +4,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import getdoc
-from typing import Any
 
 from rich.markup import escape
 
 from cifar_dist.cli.catalogue import listing, positional, published
 from cifar_dist.cli.exits import FINISHED
-from cifar_dist.config import TrainConfig, flag
+from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.models import MODELS
-from cifar_dist.options import OneLineParser, resolve_train_config
+from cifar_dist.options import OneLineParser, resolve_train_config, to_words
 from cifar_dist.recipes import RECIPES, models_of
 
 
@@ -74,13 +73,5 @@ def source(recipe: str) -> str:
 
 def option_words(config: TrainConfig) -> list[list[str]]:
     """Return the command-line words of each option whose value isn't the field's default."""
-    return [
-        _words(f.name, getattr(config, f.name)) for f in fields(TrainConfig) if getattr(config, f.name) != f.default
-    ]
-
-
-def _words(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag(name) if value else flag(f"no_{name}")]
-    values = value if isinstance(value, tuple) else (value,)
-    return [flag(name), *map(str, values or ("none",))]
+    differing = [f.name for f in fields(TrainConfig) if getattr(config, f.name) != f.default]
+    return [to_words({name: getattr(config, name)}) for name in differing]

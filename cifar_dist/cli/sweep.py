@@ -17,9 +17,9 @@ from cifar_dist.cli.train import check_early
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, SEED, TrainConfig, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError, did_you_mean
-from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, to_words
 from cifar_dist.runlog import RunFolder
-from cifar_dist.sweep import REPEATS, Group, Metric, Point, Sweep, list_runs, rank, to_words, varying, without
+from cifar_dist.sweep import REPEATS, Group, Metric, Point, Sweep, list_runs, rank, varying, without
 from cifar_dist.sweep_file import read_sweep
 
 PACKAGE = Path(__file__).parent.parent

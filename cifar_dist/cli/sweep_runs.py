@@ -21,8 +21,9 @@ from cifar_dist.config import TrainConfig, flag
 from cifar_dist.console import Console, clock, percent
 from cifar_dist.distributed import default_threads
 from cifar_dist.errors import UserError
+from cifar_dist.options import to_words
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
-from cifar_dist.sweep import Metric, Point, Result, Sweep, to_words, varying
+from cifar_dist.sweep import Metric, Point, Result, Sweep, varying
 
 RUNS_FILE = "sweep.json"
 MAY_CHANGE = {f.name for f in fields(TrainConfig) if f.metadata["may_change"]}

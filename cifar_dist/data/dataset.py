@@ -11,13 +11,8 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.sampling import fold_numbers, stratified
 
-SPLIT_OPTIONS = (
-    "val_fraction",
-    "test_fraction",
-    "folds",
-    "fold",
-    "split_seed",
-)  # what decides which image is in which split
+# What decides which image is in which split.
+SPLIT_OPTIONS = ("val_fraction", "test_fraction", "folds", "fold", "split_seed")
 
 
 @dataclass(frozen=True)
