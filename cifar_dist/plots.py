@@ -15,11 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from cifar_dist.curves import Point, gap_opening
 from cifar_dist.models.som import Som
 
-TRAIN, VAL, NOTE = (
-    "#0072B2",
-    "#D55E00",
-    "#555555",
-)  # of Okabe & Ito's palette, which colour-blind readers can tell apart
+# Of Okabe & Ito's palette, which colour-blind readers can tell apart.
+TRAIN, VAL, NOTE = "#0072B2", "#D55E00", "#555555"
 
 
 def draw_curves(curve: Sequence[Point], path: Path, title: str, published: float | None = None) -> None:
@@ -29,9 +26,7 @@ def draw_curves(curve: Sequence[Point], path: Path, title: str, published: float
     """
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [p.epoch for p in curve]
-    comparable = (
-        curve[-1].train_accuracy is not None
-    )  # a map's training loss is of another kind than its validation loss
+    comparable = curve[-1].train_accuracy is not None  # a map's two losses are of different kinds
     _line(losses, epochs, [p.train_loss for p in curve], "training", TRAIN, "-")
     _line(losses, epochs, [p.val_loss if comparable else None for p in curve], "validation", VAL, "--")
     _line(accuracies, epochs, [_percent(p.train_accuracy) for p in curve], "training", TRAIN, "-")

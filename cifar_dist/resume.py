@@ -95,11 +95,11 @@ def fork(source: Path, step: int | None, path: Path) -> None:
     partial.rename(path)
 
 
-def lock(path: Path) -> FileLock:
-    """Keep a second process out of the folder for as long as the returned lock lives."""
+def lock(path: Path, timeout_s: float = 0.0) -> FileLock:
+    """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it."""
     held = FileLock(path / ".lock")
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=timeout_s)
     except Timeout:
         raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
     except NotImplementedError:  # a file system without locks; go on without

@@ -63,9 +63,8 @@ class TrainState:
 def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator) -> TrainState:
     """Return the state before the first step; initial weights depend on the seed alone."""
     torch.manual_seed(config.seed)
-    bare = build_model(
-        config.model, num_classes, config.model_options
-    )  # on the CPU: the same numbers whatever the device
+    # On the CPU: the same numbers whatever the device.
+    bare = build_model(config.model, num_classes, config.model_options)
     if config.batch_norm == "sync":
         bare = synchronise(bare, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
     if config.batch_norm != "process" and not RunningStatistics(bare).layers:

@@ -39,9 +39,8 @@ def rotate(images: Tensor, positions: Tensor, seed: int, max_degrees: int = 15) 
 def turns(max_tenths: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of -max .. max tenths of a degree, from a table: devices compute them differently."""
     angles = [math.radians(t / 10) for t in range(-max_tenths, max_tenths + 1)]
-    return torch.tensor([math.cos(a) for a in angles], device=device), torch.tensor(
-        [math.sin(a) for a in angles], device=device
-    )
+    cosines, sines = (torch.tensor([f(a) for a in angles], device=device) for f in (math.cos, math.sin))
+    return cosines, sines
 
 
 def warp(

@@ -1,4 +1,4 @@
-"""TrivialAugment: one random operation of random strength per image, the simplest of the AutoAugment family and as good."""
+"""TrivialAugment: one random operation of random strength per image, the simplest of the AutoAugment family."""
 
 from collections.abc import Callable
 

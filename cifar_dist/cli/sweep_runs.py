@@ -6,14 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from cifar_dist.children import Children
 from cifar_dist.cli.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
@@ -22,6 +20,7 @@ from cifar_dist.console import Console, clock, percent
 from cifar_dist.distributed import default_threads
 from cifar_dist.errors import UserError
 from cifar_dist.options import to_words
+from cifar_dist.resume import lock
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.sweep import Metric, Point, Result, Sweep, varying
 
@@ -82,15 +81,13 @@ def record(study: Study) -> None:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't use {study.folder} as the folder of the sweep: {error}") from None
-    lock = FileLock(study.folder / ".lock")
+    held = lock(study.folder, timeout_s=60)  # the tasks of a job array start at once
     try:
-        with suppress(NotImplementedError):  # a file system without locks; go on without
-            lock.acquire(timeout=60)  # the tasks of a job array start at once
         if check_record(study) < len(study.runs):
             content = {"metric": study.sweep.metric._asdict(), "runs": study.runs}
             RunFolder(study.folder).write_json(RUNS_FILE, content)
     finally:
-        lock.release()
+        held.release()
 
 
 def run_all(study: Study, indices: Sequence[int], console: Console) -> dict[int, int]:
