@@ -11,7 +11,14 @@ COMMANDS = {  # each a module of cifar_dist.cli, imported only when it is asked 
     "models": "list the models: source, parameters, published accuracy",
     "recipes": "list the recipes: source, models, published accuracy",
     "summary": "show a model's layers: output shapes, parameters, multiply-accumulates",
+    "prepare": "download, decode and cache a data set, for machines without internet",
+    "doctor": "check what this machine or job can do, and with --dry-run what a run would do",
     "sweep": "run a grid or random search, written as a Weights & Biases sweep, on this machine",
+    "submit": "submit a run, seeds or a sweep to Slurm, checked before",
+    "queue": "show our Slurm jobs with their run's progress",
+    "compare": "compare runs: a table by configuration with intervals, a page with curves and tests, CSV and JSON",
+    "report": "make the page and pictures of a run anew",
+    "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
 }
 
 

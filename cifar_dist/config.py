@@ -1,7 +1,7 @@
 """The whole configuration of a training run: one frozen dataclass, one flag a field, no other source of defaults."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -155,6 +155,18 @@ class TrainConfig:
     )
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True, must_be=POSITIVE)
 
+    wandb: Literal["auto", "online", "offline", "disabled"] = option(
+        "auto",
+        "Weights & Biases; auto: online where a key works, else offline (WANDB_MODE beats auto)",
+        may_change=True,
+    )
+    wandb_group: str | None = option(
+        None, "group of the run (default: a name for its configuration, which its other seeds share)", may_change=True
+    )
+    wandb_tags: tuple[str, ...] = option((), "tags of the run; none for none", may_change=True)
+    wandb_notes: str | None = option(None, "a note about the run", may_change=True)
+    wandb_weights: bool = option(False, "upload the best weights as an artifact", may_change=True)
+
     def __post_init__(self) -> None:
         check_bounds(self)
         for holds, message in self._rules():
@@ -198,6 +210,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values (tuples as lists)."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> "TrainConfig":
+        """Return what `to_dict` wrote, perhaps in another version: names that aren't known any more are left out."""
+        known = {f.name for f in fields(cls)}
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in known}
+        return cls(**options)
 
 
 def check_bounds(options: Any) -> None:

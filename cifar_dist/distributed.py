@@ -1,4 +1,7 @@
-"""Every question of ranks, process groups and collectives. Nothing else in the package calls torch.distributed."""
+"""Every question of ranks, process groups and collectives.
+
+Nothing else calls torch.distributed but `doctor/wire.py`, which must work where a collective hangs.
+"""
 
 import os
 import warnings

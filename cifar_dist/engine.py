@@ -1,6 +1,7 @@
 """The training loop. Read this file first."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
@@ -14,10 +15,11 @@ from cifar_dist import checkpoint, curves
 from cifar_dist.augment import MIXES, Normalize, augment, partner_places
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Dataset, Splits
+from cifar_dist.data import Dataset, Split, Splits
 from cifar_dist.distributed import on_main, sum_across_ranks
 from cifar_dist.evaluation import DivergedError, evaluate, label_units
 from cifar_dist.losses import Labels, training_loss
+from cifar_dist.metrics import EvalResult
 from cifar_dist.models.som import Som
 from cifar_dist.optim import set_lr
 from cifar_dist.preemption import Ballot, StopSignals
@@ -27,6 +29,8 @@ from cifar_dist.schedule import Schedule
 from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, TrainState, snapshot, to_bytes
 from cifar_dist.stopwatch import Stopwatch
 from cifar_dist.weights import describe_weights, pack_weights
+
+NUM_SAMPLES = 50  # evaluated images that the run folder keeps
 
 
 class Batch(NamedTuple):
@@ -64,7 +68,7 @@ class Run:
         return self.accelerator.device
 
 
-def train(run: Run) -> Signals | None:
+def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signals | None:
     """Do the steps that are left. Returns the signal that stopped it, after a checkpoint, or None when all are done."""
     config, plan, progress = run.config, run.plan, run.state.progress
     schedule = Schedule.from_config(config, plan.total_steps, plan.steps_per_epoch)
@@ -73,20 +77,20 @@ def train(run: Run) -> Signals | None:
     run.stopwatch.start(plan.samples_before(progress.step))
 
     while progress.step < plan.total_steps:
+        evaluation_due = plan.is_epoch_end(progress.step + 1, config.eval_every)
+        log_due = evaluation_due or plan.is_log_step(progress.step + 1, config.log_every)
         lr = schedule.lr_at(progress.step)
-        train_step(run, progress.step, lr)
+        gradient_norm = train_step(run, progress.step, lr, log_due)
         progress.step += 1
         run.console.advance(progress.step)
 
-        evaluation_due = plan.is_epoch_end(progress.step, config.eval_every)
-        log_due = evaluation_due or plan.is_log_step(progress.step, config.log_every)
         if not (log_due or ballot.due(progress.step)):
             continue
         decision = ballot.vote(progress.step, run.state.sums.vector[0])
         if decision.diverged:
             raise DivergedError(f"the loss became nan or infinite at or shortly before step {progress.step}")
         if log_due:
-            log_training(run, lr)
+            log_training(run, lr, gradient_norm)
         save_due = evaluation_due or decision.checkpoint or decision.stop
         if save_due:
             label_map(run)
@@ -95,13 +99,19 @@ def train(run: Run) -> Signals | None:
         if save_due:
             save_checkpoint(run)
             ballot.checkpoint_saved()
+        if evaluation_due and after_evaluation:
+            with run.stopwatch.paused():
+                after_evaluation()
         if decision.stop and progress.step < plan.total_steps:
             return decision.stop
     return None
 
 
-def train_step(run: Run, step: int, lr: float) -> None:
-    """Do optimizer step `step`, counted from 0: this rank's share of one global batch."""
+def train_step(run: Run, step: int, lr: float, measure_gradient: bool) -> Tensor | None:
+    """Do optimizer step `step`, counted from 0: this rank's share of one global batch.
+
+    Returns the gradient's L2 norm () before clipping, if it was asked for or is known anyway.
+    """
     config, plan, state, accelerator = run.config, run.plan, run.state, run.accelerator
     epoch, places_of_step = plan.batch(step)
     micro_batches = plan.micro_batches(step, run.rank)
@@ -124,12 +134,18 @@ def train_step(run: Run, step: int, lr: float) -> None:
         state.sums.add(loss_sum.detach(), correct)
     if shards:
         shards.give_back()
+    gradient_norm = None
     if config.max_grad_norm is not None:
-        accelerator.clip_grad_norm_(state.model.parameters(), config.max_grad_norm)
+        gradient_norm = accelerator.clip_grad_norm_(state.model.parameters(), config.max_grad_norm)
+    elif measure_gradient:
+        accelerator.unscale_gradients()
+        gradients = [p.grad for p in state.bare.parameters() if p.grad is not None]
+        gradient_norm = torch.nn.utils.get_total_norm(gradients)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema:
         state.ema.update(step)
+    return gradient_norm
 
 
 def load_batch(run: Run, epoch: int, places: range) -> Batch:
@@ -179,8 +195,8 @@ def settle_gradient_buckets(run: Run) -> None:
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def log_training(run: Run, lr: float) -> None:
-    """Write and show the mean over the steps since the last line. Collective."""
+def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
+    """Write and show the mean over the steps since the last line; the lr and the gradient are the last step's. Collective."""
     progress, samples_before = run.state.progress, run.plan.samples_before
     loss_sum, correct = sum_across_ranks(run.state.sums.vector).tolist()
     run.state.sums.vector.zero_()
@@ -196,6 +212,7 @@ def log_training(run: Run, lr: float) -> None:
         loss=loss_sum / count,
         accuracy=accuracy,
         lr=lr,
+        gradient_norm=None if gradient_norm is None else finite(gradient_norm.item()),
         images_per_second=images_per_s,
     )
     samples_left = samples_before(run.plan.total_steps) - line["samples"]
@@ -228,6 +245,7 @@ def validate(run: Run) -> None:
 
     def write() -> tuple[float | None, str | None]:
         run.folder.append_metrics(line)
+        keep_predictions(run, "val", split, progress.step, result)
         curve = curves.points(run.folder.read_metrics())
         return curve[-1].gap, curves.name_gap(curve)
 
@@ -235,6 +253,26 @@ def validate(run: Run) -> None:
     run.console.val_line(line, best, gap)
     if note:
         run.console.warn(note)
+
+
+def finite(number: float) -> float | None:
+    """Return the number, or None where JSON has none for it: fp16 gradients that overflow, whose step is skipped."""
+    return number if math.isfinite(number) else None
+
+
+def keep_predictions(run: Run, name: str, split: Split, step: int, result: EvalResult) -> None:
+    """Write the logits of every image, and a few of the images themselves, for views made where the data isn't. Rank 0 only."""
+    assert result.targets is not None and result.logits is not None
+    count = min(NUM_SAMPLES, len(split))
+    places = torch.arange(count) * len(split) // count  # evenly spaced
+    run.folder.write_predictions(
+        name,
+        step,
+        targets=result.targets.numpy(),
+        logits=result.logits.numpy(),
+        sample_places=places.numpy(),
+        sample_pixels=split.subset(places).pixels(),
+    )
 
 
 def metrics_line(run: Run, kind: str, step: int, **values: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cifar_dist.augment import Normalize
 from cifar_dist.data import Split
 from cifar_dist.distributed import sum_across_ranks
-from cifar_dist.metrics import EvalResult, EvalSums
+from cifar_dist.metrics import EvalResult
 from cifar_dist.models.som import Som
 from cifar_dist.sampling import cut
 
@@ -21,31 +21,30 @@ class DivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
-def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield this rank's share of a split's blocks: (number, pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
-    for block in cut(0, num_eval_blocks(split), accelerator.num_processes)[accelerator.process_index]:
-        places = range(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)))
-        yield block, *split.gather(torch.arange(places.start, places.stop, device=accelerator.device))
-
-
-def num_eval_blocks(split: Split) -> int:
-    return -(-len(split) // EVAL_BLOCK)
+def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield this rank's share of a split's blocks: (places (B,), pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
+    num_blocks = -(-len(split) // EVAL_BLOCK)
+    for block in cut(0, num_blocks, accelerator.num_processes)[accelerator.process_index]:
+        places = torch.arange(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)), device=accelerator.device)
+        yield places, *split.gather(places)
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, split: Split, normalize: Normalize, num_classes: int, accelerator: Accelerator
 ) -> EvalResult:
-    """Count over the whole split, each image exactly once, on any number of ranks; every rank gets the same result."""
+    """Look at the whole split, each image exactly once, on any number of ranks; every rank gets the same result.
+
+    An image's logits come from one rank and zeros from the others, so adding them up doesn't round.
+    """
     training = model.training
     model.eval()
-    sums = EvalSums(num_classes, num_eval_blocks(split), accelerator.device)
-    for block, pixels, targets in eval_blocks(split, accelerator):
+    logits = torch.zeros(len(split), num_classes, device=accelerator.device)
+    for places, pixels, _ in eval_blocks(split, accelerator):
         with accelerator.autocast():
-            logits = model(normalize(pixels))
-        sums.add(block, logits, targets)
+            logits[places] = model(normalize(pixels)).float()
     model.train(training)
-    result = sums.result(sum_across_ranks)
+    result = EvalResult.of(sum_across_ranks(logits).cpu(), split.labels())
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result

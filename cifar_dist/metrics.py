@@ -1,7 +1,7 @@
 """Exact metrics: integer counts and float64 sums, added over batches and ranks, divided only at the very end."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,23 @@ class EvalResult:
     confusion: Tensor  # (K, K) int64 on the CPU: row = true class, column = predicted class
     second: Tensor  # (K,) int64 on the CPU: images of each true class whose second most probable class is the true one
     loss_sum: float  # cross-entropy, nats, summed over images
+    targets: Tensor | None = None  # (M,) int64 on the CPU; None in a result rebuilt from its record
+    logits: Tensor | None = None  # (M, K) float32 on the CPU
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> "EvalResult":
+        """Count first and second guesses of `logits` (M, K) float against `targets` (M,) int64, all on the CPU."""
+        num_classes = logits.shape[1]
+        first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
+        confusion = torch.bincount(targets * num_classes + first, minlength=num_classes**2)
+        losses: list[float] = F.cross_entropy(logits.double(), targets, reduction="none").tolist()
+        return cls(
+            confusion.view(num_classes, num_classes),
+            torch.bincount(targets[second == targets], minlength=num_classes),
+            math.fsum(losses),
+            targets,
+            logits,
+        )
 
     @property
     def num_images(self) -> int:
@@ -75,31 +92,3 @@ class EvalResult:
         """Rebuild a result from its `to_dict` and `counts`."""
         confusion, second = (torch.tensor(record[name]) for name in ("confusion_matrix", "second_guess_correct"))
         return cls(confusion, second, record["loss"] * record["num_images"])
-
-
-class EvalSums:
-    """Counts of first and second guesses, int64, and one float64 loss sum a block, on the device. No host sync until `result`.
-
-    A block's sum comes from one rank and zeros from the others, so adding over ranks doesn't round, and the total, taken
-    in order of blocks, is the same number on any world size.
-    """
-
-    def __init__(self, num_classes: int, num_blocks: int, device: torch.device) -> None:
-        self.num_classes = num_classes
-        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-        self.second = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.loss_sums = torch.zeros(num_blocks, dtype=torch.float64, device=device)
-
-    def add(self, block: int, logits: Tensor, targets: Tensor) -> None:
-        """`logits` (B, K) float, `targets` (B,) int64."""
-        first = logits.argmax(dim=1)
-        second = logits.scatter(1, first.unsqueeze(1), -torch.inf).argmax(dim=1)
-        cells = targets * self.num_classes + first
-        self.confusion.scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
-        self.second.scatter_add_(0, targets, (second == targets).long())
-        self.loss_sums[block] = F.cross_entropy(logits.double(), targets, reduction="sum")
-
-    def result(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> EvalResult:
-        confusion = sum_across_ranks(self.confusion).view(self.num_classes, self.num_classes)
-        loss_sums: list[float] = sum_across_ranks(self.loss_sums).tolist()
-        return EvalResult(confusion.cpu(), sum_across_ranks(self.second).cpu(), math.fsum(loss_sums))

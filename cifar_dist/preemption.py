@@ -21,6 +21,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.count = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
 
@@ -30,6 +31,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = self.received or signal.Signals(number)
+        self.count += 1
 
 
 class Decision(NamedTuple):

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,21 @@ from filelock import FileLock, Timeout
 from cifar_dist import checkpoint
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
-from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from cifar_dist.runlog import CONFIG_FILE, LOCK_FILE, PAGE_FILE, SUMMARY_FILE, RunFolder, acquire, predictions_file
 from cifar_dist.state import WEIGHTS_FILE
+from cifar_dist.tracking.view import VIEW_FILE
 
-THIS_START = ("output_dir", "resume", "data_dir", "device", "threads")  # never taken from the record
+THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
+
+NOT_COPIED = (
+    ".*",
+    SUMMARY_FILE,
+    VIEW_FILE,
+    PAGE_FILE,
+    "wandb.log",
+    "plots",
+    predictions_file("*"),
+)  # another run makes its own
 
 
 @dataclass
@@ -89,22 +100,21 @@ def fork(source: Path, step: int | None, path: Path) -> None:
     """Copy the run in `source`, up to `step`, to the new folder `path`: wholly or not at all."""
     partial = path.with_name(f".partial-{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*", SUMMARY_FILE))
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
     if step is not None:
         checkpoint.discard_after(partial / "checkpoints", step)
     partial.rename(path)
 
 
-def lock(path: Path, timeout_s: float = 0.0) -> FileLock:
-    """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it."""
-    held = FileLock(path / ".lock")
+def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
+    """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it.
+
+    Waits for a moment: `runlog.in_use` holds the lock while it looks.
+    """
     try:
-        held.acquire(timeout=timeout_s)
+        return acquire(path / LOCK_FILE, timeout_s)
     except Timeout:
         raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
-    except NotImplementedError:  # a file system without locks; go on without
-        pass
-    return held
 
 
 def read_folder(path: Path, config: TrainConfig) -> Opening:
@@ -133,12 +143,9 @@ def recorded_config(
     recorded: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any], path: Path
 ) -> TrainConfig:
     """Return the configuration the run was started with, under the options given now, where those may change."""
-    names = {f.name for f in fields(TrainConfig)} - set(THIS_START)
-    old: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in recorded["config"].items() if k in names
-    }
+    old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
     now = {*THIS_START, *given} - ({"data"} if config.data == "auto" else set())  # auto: whatever was taken then
-    merged = replace(TrainConfig(**old), **{name: getattr(config, name) for name in now})
+    merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
     if changed := changed_fields(recorded["config"], merged):
         name = changed[0]
         raise UserError(
@@ -152,6 +159,7 @@ def take_over(folder: RunFolder, step: int | None, best_step: int | None) -> Non
     """Make the folder's record end at `step`, its newest whole checkpoint, or begin. After all checks; rank 0 only."""
     checkpoint.discard_after(folder.checkpoints, step or 0)
     folder.truncate_metrics(-1 if step is None else step)
+    folder.drop_predictions(-1 if step is None else step)
     weights = folder.path / WEIGHTS_FILE
     if best_step is None:
         weights.unlink(missing_ok=True)

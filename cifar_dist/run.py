@@ -15,17 +15,18 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
 from cifar_dist.distributed import check_equal, on_all, on_main, rank, world_size
-from cifar_dist.engine import Run, metrics_line, train
+from cifar_dist.engine import Run, keep_predictions, metrics_line, train
+from cifar_dist.environment import environment
 from cifar_dist.errors import UserError
 from cifar_dist.evaluation import evaluate
 from cifar_dist.metrics import EvalResult
-from cifar_dist.models.som import Som
 from cifar_dist.preemption import StopSignals
-from cifar_dist.recipes import PUBLISHED
 from cifar_dist.resume import Opening, is_whole, open_folder, take_over
-from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder, environment
+from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.sampling import BatchPlan
 from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, Progress, build_state, restore
+from cifar_dist.tracking.view import resolve_mode
+from cifar_dist.views import Views
 from cifar_dist.weights import unpack_weights
 
 
@@ -34,8 +35,20 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
 
     The process group must have been joined. Raises `UserError` for wrong input, on every rank alike.
     """
+    locks: list[FileLock] = []  # rank 0's
+    try:
+        return train_and_test(config, given, signals, locks)
+    finally:
+        for held in locks:
+            held.release()
+
+
+def train_and_test(
+    config: TrainConfig, given: Mapping[str, Any], signals: StopSignals, locks: list[FileLock]
+) -> Signals | None:
+    """Do what `train_run` does, in a folder whose lock is added to `locks`."""
     console = Console(speaks=rank() == 0)
-    locks: list[FileLock] = []  # rank 0's, held until this returns
+    mode = on_main(lambda: resolve_mode(config.wandb))
     opening = on_main(lambda: open_folder(config, given, locks))
     for note in opening.notes:
         console.warn(note)
@@ -47,10 +60,11 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
     except UserError:
         on_main(lambda: leave_nothing(opening.path))
         raise
+    views = Views(run, mode) if run.rank == 0 else None
     try:
         signals.defer_interrupt()
         console.start_progress(run.plan.total_steps, run.state.progress.step)
-        stopped = train(run)
+        stopped = train(run, views.refresh if views else None)
         console.stop_progress()
         if stopped:
             summarise(run, "interrupted", signal=stopped.name)
@@ -60,13 +74,15 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
             )
         else:
             test(run)
-        on_main(lambda: draw(run))
-        return stopped
     except BaseException as error:
         console.stop_progress()
         with suppress(OSError):  # a full disk has its own message
             summarise(run, "failed", error=f"{type(error).__name__}: {error}")
+        if views:
+            views.end("failed")
         raise
+    on_main(lambda: views.end("interrupted" if stopped else "finished") if views else None)
+    return stopped
 
 
 def leave_nothing(path: Path) -> None:
@@ -102,7 +118,8 @@ def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, 
     here = on_main(lambda: environment(device, accelerator.num_processes))
     console.configuration(config, set(given))
     where = f"{here['device']}, {here['threads_per_process']} threads a process"
-    console.plan(plan, dataset, splits, where, sum(p.numel() for p in state.bare.parameters()))
+    here["num_parameters"] = sum(p.numel() for p in state.bare.parameters())
+    console.plan(plan, dataset, splits, where, here["num_parameters"])
     console.synthetic_note(dataset.synthetic)
     console.say(f"run folder   {folder.path}")
     begin_record(run, opening, here)
@@ -173,6 +190,7 @@ def test(run: Run) -> None:
     def write() -> None:
         if result:
             run.folder.append_metrics(metrics_line(run, "test", best_step, **result.to_dict(classes)))
+            keep_predictions(run, "test", run.splits.test, best_step, result)
         run.folder.sync_metrics()
         checkpoint.write_atomically(run.folder.path / WEIGHTS_FILE, best)
         summarise(run, "finished", test=result.to_dict(classes) | result.counts() if result else None)
@@ -182,22 +200,6 @@ def test(run: Run) -> None:
         run.console.result_table(result, classes, f"test on {run.dataset.name}, weights of step {best_step}")
     run.console.synthetic_note(run.dataset.synthetic)
     run.console.say(f"run folder   {run.folder.path}")
-
-
-def draw(run: Run) -> None:
-    """Draw the run's pictures. Rank 0 only; one that fails costs a warning, not the run."""
-    config, folder, model = run.config, run.folder.path / "plots", run.state.eval_model
-    title = f"{config.model}, recipe {config.recipe}, {run.dataset.name}" + ", SYNTHETIC DATA" * run.dataset.synthetic
-    published = None if run.dataset.synthetic else PUBLISHED.get((config.recipe, config.model))
-    try:
-        from cifar_dist import plots  # slow to import, and only needed now
-
-        if curve := curves.points(run.folder.read_metrics()):
-            plots.draw_curves(curve, folder / "curves.png", title, published)
-        if isinstance(model, Som):
-            plots.draw_map(model, run.normalize.mean, run.normalize.std, run.dataset.classes, folder / "map.png")
-    except Exception as error:
-        run.console.warn(f"no pictures in {folder}: {error}")
 
 
 def summarise(run: Run, status: str, **more: Any) -> None:

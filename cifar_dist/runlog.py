@@ -1,24 +1,22 @@
-"""The run folder: config.json, metrics.jsonl, summary.json, model.safetensors. Only rank 0 touches it."""
+"""The run folder: config.json, metrics.jsonl, predictions, summary.json, model.safetensors. Only rank 0 touches it."""
 
+import fcntl
+import io
 import json
 import os
-import platform
-import shlex
-import socket
-import subprocess
-import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from filelock import FileLock
 
 from cifar_dist.checkpoint import write_atomically
 from cifar_dist.errors import UserError
 
-CONFIG_FILE, SUMMARY_FILE = "config.json", "summary.json"
-PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
+CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
+LOCK_FILE, PAGE_FILE = ".lock", "report.html"
 
 
 class RunFolder:
@@ -44,24 +42,43 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl. A crash may tear it; `truncate_metrics` removes torn lines on resume."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
+        with (self.path / METRICS_FILE).open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to disk. Called before a checkpoint, so that its lines outlive whatever it outlives."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
+        with (self.path / METRICS_FILE).open("ab") as file:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the whole lines, without a torn last one."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS_FILE
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def write_predictions(self, split: str, step: int, **arrays: Any) -> None:
+        """Keep the arrays of `report.record.Predictions`, about `split` and the weights after `step` steps."""
+        buffer = io.BytesIO()
+        np.savez(buffer, step=step, **arrays)
+        write_atomically(self.path / predictions_file(split), buffer.getvalue())
+
+    def drop_predictions(self, step: int) -> None:
+        """Remove those of weights after `step`, and those of a test: the run will write them again."""
+        (self.path / predictions_file("test")).unlink(missing_ok=True)
+        validated = self.path / predictions_file("val")
+        with suppress(FileNotFoundError):
+            try:
+                with np.load(validated) as arrays:
+                    kept = int(arrays["step"]) <= step
+            except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # torn by a crash
+                kept = False
+            if not kept:
+                validated.unlink()
 
     def truncate_metrics(self, step: int) -> None:
         """Drop what was written after `step`, and test results: the run will write those again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step and line["kind"] != "test"]
-        write_atomically(self.path / "metrics.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+        write_atomically(self.path / METRICS_FILE, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""
@@ -71,36 +88,25 @@ class RunFolder:
         return self.path.rename(aside)
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return what else a result may depend on: versions, commit, device, processes, threads, command, host, time."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(sys.argv),
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-        "world_size": world_size,
-        "threads_per_process": torch.get_num_threads(),
-    }
+def predictions_file(split: str) -> str:
+    return f"predictions-{split}.npz"
 
 
-def git_commit() -> str | None:
-    """Return the commit this package runs from, with a + where files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+def acquire(path: Path, timeout_s: float) -> FileLock:
+    """Take the lock `path` and return it; raises filelock's `Timeout`. A file system without locks goes without."""
+    held = FileLock(path)
+    with suppress(NotImplementedError):
+        held.acquire(timeout=timeout_s)
+    return held
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process holds the run folder `path`."""
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + "+" * bool(changes.strip())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+        with (path / LOCK_FILE).open("rb") as file:  # only to read: it may be another user's
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or the file system has no locks
+        return False
+    return False

@@ -15,11 +15,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from wandb_server import stub_server
 
-from cifar_dist import run as run_module
 from cifar_dist.cli import train as train_command
+from cifar_dist.views import Views
 
 ROOT = Path(__file__).parent.parent
+os.environ["WANDB_MODE"] = "disabled"  # but in the tests of Weights & Biases itself
 CLASSES = ("bird", "cat", "dog", "ship")
 
 
@@ -95,13 +97,14 @@ def untimed(lines: list[dict]) -> list[dict]:
 def train(folders, data_dir, tmp_path, monkeypatch) -> Callable[..., Result]:
     """Run train.py's command in this process: lenet on the small folders, 3 epochs of 7 steps, unless told otherwise.
 
-    Its pictures, which cost more than the training, are drawn only on request.
+    Its page and pictures, which cost more than the training, are made only on request.
     """
-    draw = run_module.draw
+    methods = {name: getattr(Views, name) for name in ("_draw", "_write_page")}
 
     def run(*options: str, name: str = "run", pictures: bool = False) -> Result:
         AcceleratorState._reset_state(True)
-        monkeypatch.setattr(run_module, "draw", draw if pictures else lambda _: None)
+        for attribute, method in methods.items():
+            monkeypatch.setattr(Views, attribute, method if pictures else lambda _: None)
         where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / name)]
         small = ["--model", "lenet", "--batch-size", "32", "--log-every", "3", "--threads", "1"]
         small += [] if "--steps" in options else ["--epochs", "3"]
@@ -125,3 +128,16 @@ def launch(world_size: int, command: list[str], *, check: bool = True) -> subpro
 def copy_tree(source: Path, target: Path) -> Path:
     shutil.copytree(source, target)
     return target
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Weights & Biases server of our own, which the client of the runs in this test talks to."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    with stub_server(folder) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "1")
+        monkeypatch.delenv("WANDB_MODE")
+        yield server

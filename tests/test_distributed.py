@@ -245,9 +245,9 @@ def test_helpers_do_nothing_on_one_process():
         distributed.on_main(lambda: 1 / 0)
 
 
-def test_only_distributed_talks_to_torch_distributed():
+def test_only_distributed_and_the_doctors_wire_talk_to_torch_distributed():
     command = ["git", "grep", "-lE", r"torch\.distributed|import dist\b", "--", "cifar_dist/*.py"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode > 1:
         pytest.skip("not a git checkout")
-    assert found.stdout.split() == ["cifar_dist/distributed.py"]
+    assert found.stdout.split() == ["cifar_dist/distributed.py", "cifar_dist/doctor/wire.py"]

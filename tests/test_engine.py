@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
@@ -25,10 +26,11 @@ def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) 
     """Raise a signal in the middle of step `step` of the next run, and vote after every step."""
     whole = engine.train_step
 
-    def train_step(run, index, lr):
-        whole(run, index, lr)
+    def train_step(run, index, *rest):
+        gradient_norm = whole(run, index, *rest)
         if index + 1 == step:
             signal.raise_signal(number)
+        return gradient_norm
 
     monkeypatch.setattr(engine, "train_step", train_step)
     monkeypatch.setattr(preemption, "VOTE_EVERY_S", 0.0)
@@ -349,3 +351,26 @@ def test_on_a_gpu_stopping_and_going_on_changes_no_bit(train, monkeypatch, model
     resumed = train(*options, name="stopped")
     assert resumed.weights() == whole.weights()
     assert untimed(resumed.metrics()) == untimed(whole.metrics())
+
+
+def test_the_gradient_norm_is_that_of_the_step_taken(train):
+    options = ["--optimizer", "sgd", "--lr", "0.01", "--momentum", "0", "--no-nesterov", "--weight-decay", "0"]
+    options += ["--schedule", "constant", "--warmup", "0", "--val-fraction", "0", "--log-every", "1", "--no-test"]
+    before, after = (train(*options, "--steps", steps, name=steps) for steps in ("3", "4"))
+    old, new = (safetensors.torch.load(result.weights()) for result in (before, after))
+    moved = sum(float((new[name].double() - old[name].double()).square().sum()) for name in old) ** 0.5
+    assert after.metrics("train")[-1]["gradient_norm"] == pytest.approx(moved / 0.01, rel=1e-4)
+
+
+def test_measuring_the_gradient_changes_nothing(train):
+    rarely, often = (train("--log-every", every, "--epochs", "2", name=every) for every in ("100", "1"))
+    assert rarely.weights() == often.weights()
+
+
+def test_a_copy_of_a_run_is_another_run_for_weights_and_biases(train):
+    first = train("--epochs", "1")
+    (first.folder / "wandb.json").write_text('{"id": "abc"}')
+    step = next((first.folder / "checkpoints").glob("step_*"))
+    copy = train("--resume", str(step), "--epochs", "1", "--no-test", name="copy").folder
+    assert (first.folder / "wandb.json").exists() and not (copy / "wandb.json").exists()
+    assert (first.folder / "predictions-test.npz").exists() and not (copy / "predictions-test.npz").exists()

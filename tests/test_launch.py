@@ -22,7 +22,7 @@ GPUS = torch.cuda.device_count()
 
 EXPECTED = {
     "cpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": True},
-    "gpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "gpu_ids": "0"},
+    "gpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "gpu_ids": "all"},
     "multi_cpu": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "gpu_ids": "-1,-1"},
     "multi_gpu": {"distributed_type": "MULTI_GPU", "num_processes": -1, "use_cpu": False, "gpu_ids": "all"},
     "multi_node": {"distributed_type": "MULTI_GPU", "num_processes": -1, "use_cpu": False, "gpu_ids": "all", "num_machines": 2},

@@ -4,21 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifar_dist.metrics import EvalResult, EvalSums, TrainSums
+from cifar_dist.metrics import EvalResult, TrainSums
 
 LOGITS = torch.randn(57, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.arange(57) % 3  # class 3 has no image
 
 
-def no_ranks(tensor):
-    return tensor
-
-
 def test_counts_and_losses_equal_those_taken_image_by_image():
-    sums = EvalSums(4, 2, torch.device("cpu"))
-    sums.add(0, LOGITS[:40], TARGETS[:40])
-    sums.add(1, LOGITS[40:], TARGETS[40:])
-    result = sums.result(no_ranks)
+    result = EvalResult.of(LOGITS, TARGETS)
     predicted = LOGITS.argmax(dim=1).tolist()
     for true in range(4):
         for guess in range(4):
@@ -41,11 +34,14 @@ def test_a_result_is_rebuilt_from_its_record():
 
 
 def test_of_equal_logits_the_first_class_is_the_first_guess_and_the_next_the_second():
-    sums = EvalSums(3, 1, torch.device("cpu"))
-    sums.add(0, torch.zeros(3, 3), torch.arange(3))
-    result = sums.result(no_ranks)
+    result = EvalResult.of(torch.zeros(3, 3), torch.arange(3))
     assert result.confusion[:, 0].tolist() == [1, 1, 1]
     assert result.second.tolist() == [0, 1, 0]
+
+
+def test_the_second_guess_is_another_class_whatever_the_logits_are():
+    result = EvalResult.of(torch.tensor([[0.0, -torch.inf, -torch.inf]]), torch.tensor([0]))
+    assert (result.accuracy, result.top2_accuracy) == (1.0, 1.0)
 
 
 def test_a_class_without_images_has_no_accuracy():

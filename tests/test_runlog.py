@@ -3,7 +3,8 @@ import json
 import pytest
 
 from cifar_dist.errors import UserError
-from cifar_dist.runlog import RunFolder, git_commit
+from cifar_dist.resume import lock
+from cifar_dist.runlog import RunFolder, in_use
 
 
 def line(step: int, kind: str = "train") -> dict:
@@ -43,6 +44,10 @@ def test_a_number_that_json_does_not_know_is_never_written(tmp_path):
         RunFolder(tmp_path).append_metrics({"step": 1, "loss": float("nan")})
 
 
-def test_the_commit_is_a_hash_or_nothing():
-    commit = git_commit()
-    assert commit is None or len(commit.rstrip("+")) == 40
+def test_a_folder_is_in_use_while_its_lock_is_held_and_looking_takes_nothing_away(tmp_path):
+    assert not in_use(tmp_path)
+    held = lock(tmp_path)
+    assert in_use(tmp_path) and in_use(tmp_path)
+    held.release()
+    assert not in_use(tmp_path)
+    lock(tmp_path).release()

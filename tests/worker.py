@@ -32,10 +32,11 @@ def run(job: dict[str, Any]) -> None:
             file.write(json.dumps([run.state.progress.step, seen]) + "\n")
         return batch
 
-    def stopping(run, step, lr):
-        train_step(run, step, lr)
+    def stopping(run, step, *rest):
+        gradient_norm = train_step(run, step, *rest)
         if step + 1 == job["stop"]["step"] and rank == job["stop"]["rank"]:
             os.kill(os.getpid(), signal.SIGUSR1)
+        return gradient_norm
 
     engine.load_batch = recording if job["record"] else load_batch
     engine.train_step = stopping if job["stop"] else train_step

@@ -28,6 +28,10 @@ class Normalize:
     def __call__(self, pixels: Tensor) -> Tensor:
         return pixels.float().mul(self.scale).add_(self.shift)  # not fused: a fused tail would round differently
 
+    def undo(self, images: Tensor) -> Tensor:
+        """Return the pixels of normalised images, in [0, 1], for people to look at."""
+        return ((images - self.shift) / self.scale / 255).clamp(0, 1)
+
 
 def check_augmentations(names: Sequence[str]) -> None:
     """Raise `UserError` for a name that doesn't exist or a combination that makes no sense."""

@@ -41,6 +41,10 @@ class Split:
         index = self.index[places]
         return self.images[index], self.targets[index]
 
+    def pixels(self) -> np.ndarray:
+        """Return all images of this split, in its order, as people look at them: (N, 32, 32, 3) uint8, on the CPU."""
+        return self.images[self.index].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -1,0 +1,61 @@
+"""`python -m cifar_dist prepare`: download and decode a data set once, where there is internet, for machines without."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_dist.cli.exits import FAILED, FINISHED
+from cifar_dist.config import option
+from cifar_dist.console import Console
+from cifar_dist.data import load_dataset
+from cifar_dist.doctor.cached_data import cache_folder, folder_bytes, inspect_cache
+from cifar_dist.doctor.lines import size
+from cifar_dist.errors import UserError
+from cifar_dist.options import OneLineParser, add_flags, to_words
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """The options of `prepare`, which mean what they mean to train.py."""
+
+    data: str = option("cifar10", "cifar10, synthetic, or a folder of train/CLASS/* and test/CLASS/*")
+    data_dir: str = option("data", "where downloads and decoded caches are kept")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fill the cache where it is empty, read all of it back, and say what jobs need. Raises `UserError`."""
+    parser = OneLineParser(
+        prog="python -m cifar_dist prepare",
+        description="Download, decode and cache a data set, so that jobs on machines without internet find it; then read "
+        "all of it back and compare its fingerprint. Run it again at any time: what is there is only read.",
+        allow_abbrev=False,
+    )
+    add_flags(parser, PrepareOptions)
+    options = PrepareOptions(**parser.parse(argv))
+    if options.data == "auto":
+        raise UserError("--data auto is decided where a run starts; prepare cifar10, synthetic or a folder")
+    console, data_dir, start = Console(speaks=True), Path(options.data_dir), time.monotonic()
+    folder = cache_folder(options.data, data_dir)
+    if new := not folder.exists():
+        console.say(f"preparing data: {options.data}", "dim")
+        load_dataset(options.data, data_dir)
+    state = inspect_cache(folder)
+    if not state.whole:
+        console.say(f"failed: {folder} is damaged: {state.damage}; delete it and run this again", "bold red")
+        return FAILED
+    dataset = load_dataset(options.data, data_dir)
+    seconds = time.monotonic() - start
+    console.say(f"data         {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images")
+    console.say(f"classes      {len(dataset.classes)}: {' '.join(dataset.classes)}")
+    console.say(f"fingerprint  {dataset.fingerprint}, that of the bytes on disk")
+    done = "made and read back" if new else "was there, read"
+    console.say(f"cache        {folder}, {size(folder_bytes(folder))}, {done} in {seconds:.1f} s")
+    where = {"data": options.data, "data_dir": str(data_dir.resolve())}
+    console.say(f"jobs need    {' '.join(to_words(where))}" + " and that folder itself" * is_folder(options.data))
+    console.synthetic_note(dataset.synthetic)
+    return FINISHED
+
+
+def is_folder(data: str) -> bool:
+    return data not in ("cifar10", "synthetic")

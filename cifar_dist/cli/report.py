@@ -1,0 +1,67 @@
+"""`python -m cifar_dist report RUN...`: make the pages and pictures of runs anew, from what is in their folders."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cifar_dist.cli.exits import FAILED, FINISHED
+from cifar_dist.console import Console
+from cifar_dist.errors import UserError
+from cifar_dist.options import OneLineParser
+from cifar_dist.report.images import load_pixels
+from cifar_dist.report.page import write_report
+from cifar_dist.report.plots import draw_pictures
+from cifar_dist.report.provenance import published_accuracy
+from cifar_dist.report.record import Predictions, RunRecord, is_run, read_predictions, read_run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the page and pictures of every run named, and return the exit status; raises `UserError`."""
+    parser = OneLineParser(
+        prog="python -m cifar_dist report", description="Make the pages and pictures of runs anew.", allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+    parser.add_argument("--data-dir", help="where downloads and decoded caches are kept (default: the run's own)")
+    options = parser.parse(argv)
+    folders = [Path(run) for run in options["runs"]]
+    if not folders:
+        raise UserError("which runs? Give their folders: python -m cifar_dist report runs/NAME")
+    for folder in folders:
+        if not is_run(folder):
+            raise UserError(f"{folder} is not a run folder: it has no config.json; give one that train.py has written")
+    console, failures = Console(speaks=True), 0
+    for folder in folders:
+        try:
+            path = make_report(folder, options["data_dir"], console)
+            console.say(f"written to {path}")
+        except Exception as error:  # a folder may hold anything; the others are made
+            failures += 1
+            console.warn(f"no page of {folder}: {type(error).__name__}: {error}")
+    return FAILED if failures else FINISHED
+
+
+def make_report(folder: Path, data_dir: str | None, console: Console) -> Path:
+    """Make the page and pictures of one run, and return the page."""
+    record, predictions = read_run(folder), read_predictions(folder)
+    pixels, published = find_pixels(record, predictions, data_dir, console), published_accuracy(record)
+    if record.config:
+        draw_pictures(record, predictions, pixels, None, folder / "plots", record.title, published)
+    return write_report(folder, pixels, published)
+
+
+def find_pixels(
+    record: RunRecord, predictions: Predictions | None, data_dir: str | None, console: Console
+) -> np.ndarray | None:
+    """Return the images (M, 32, 32, 3) uint8 of the run's predictions; None, and a warning, where they can't be had."""
+    if predictions is None:
+        console.warn(f"{record.path} holds no predictions; its page shows no images")
+        return None
+    if data_dir:
+        record = replace(record, config={**record.config, "data_dir": data_dir})
+    try:
+        return load_pixels(record, predictions.split)
+    except UserError as error:
+        console.warn(f"the page of {record.path} shows no images: {error}")
+        return None

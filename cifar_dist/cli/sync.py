@@ -1,0 +1,50 @@
+"""`python -m cifar_dist sync [PATH...]`: upload the runs that Weights & Biases doesn't have yet, and verify each."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_dist.cli.exits import FAILED, FINISHED
+from cifar_dist.console import Console
+from cifar_dist.errors import UserError
+from cifar_dist.options import OneLineParser
+from cifar_dist.tracking.uploads import Server, UploadError, find_uploads, send_upload
+from cifar_dist.tracking.view import has_key
+
+DEFAULT = "runs"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Upload one run after the other; returns the exit status: failed if one isn't wholly there. Raises `UserError`."""
+    parser = OneLineParser(
+        prog="python -m cifar_dist sync",
+        usage="%(prog)s [PATH...]",
+        description="Upload runs that were kept offline, one by one, and ask the server whether all of each is there.",
+        epilog=f"PATH is a run folder, or a folder of them, or of wandb's offline runs (default: {DEFAULT}).",
+        allow_abbrev=False,
+    )
+    paths = [Path(word) for word in argv if not word.startswith("-")] or [Path(DEFAULT)]
+    parser.parse([word for word in argv if word.startswith("-")])
+    if missing := [path for path in paths if not path.is_dir()]:
+        raise UserError(f"{missing[0]} is not a folder; give run folders, or a folder of them")
+    uploads = find_uploads(paths)
+    if not uploads:
+        raise UserError(
+            f"there is no run to upload in {' '.join(map(str, paths))}; runs write theirs unless --wandb disabled"
+        )
+    if not has_key():  # else the client would ask for one
+        raise UserError("there is no API key for Weights & Biases; wandb login stores one, or set WANDB_API_KEY")
+    os.environ.pop("WANDB_MODE", None)
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    try:
+        server = Server()
+    except UploadError as error:
+        raise UserError(f"the Weights & Biases server can't be used: {error}") from None
+    console, failures = Console(speaks=True), 0
+    for upload in uploads:
+        try:
+            console.say(f"{upload.name}: {send_upload(upload, server)}")
+        except UploadError as error:
+            failures += 1
+            console.warn(f"{upload.name}: {error}; the same command tries again")
+    return FAILED if failures else FINISHED

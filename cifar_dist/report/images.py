@@ -1,0 +1,23 @@
+"""The images that predictions are about, loaded again from a run's record."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data import Split, load_dataset, make_splits
+from cifar_dist.errors import UserError
+from cifar_dist.report.record import RunRecord
+
+
+def load_pixels(record: RunRecord, split: str) -> np.ndarray:
+    """Return the images of the run's `split`, val or test: (M, 32, 32, 3) uint8. Raises `UserError` where its data isn't there."""
+    if not record.config:
+        raise UserError(f"{record.path} doesn't say what it was trained on: {record.problem}")
+    config = TrainConfig.from_dict(record.config)
+    dataset = load_dataset(config.data, Path(config.data_dir))
+    if dataset.fingerprint != record.dataset["fingerprint"]:
+        raise UserError(f"--data {config.data} is not what {record.path} was trained on")
+    chosen: Split = getattr(make_splits(dataset, config, torch.device("cpu")), split)
+    return chosen.pixels()

@@ -1,0 +1,107 @@
+"""`report.html`, one run on one page: results, curves, classes, the images behind every count, how to run it again."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_dist import curves
+from cifar_dist.report import gallery, provenance, results
+from cifar_dist.report.html import percent, write_page
+from cifar_dist.report.record import Predictions, RunRecord, read_predictions, read_run
+from cifar_dist.runlog import PAGE_FILE
+
+MOST_POINTS = 400  # of a curve of training lines
+RELOAD_S = 20
+LOOKS = {
+    "train": {"name": "training", "color": "var(--series-0)", "dash": ""},
+    "val": {"name": "validation", "color": "var(--series-1)", "dash": "7 3"},
+}
+OF_TRAINING = {"lr": "learning rate", "gradient_norm": "gradient norm", "images_per_second": "images per second"}
+PICTURES = {
+    "augmented.png": "What training sees: augmented images",
+    "map.png": "The map: its units' weight vectors, and the class each stands for",
+}
+
+
+def write_report(folder: Path, pixels: np.ndarray | None, published: float | None = None) -> Path:
+    """Write a run folder's report.html and return its path.
+
+    `pixels` (M, 32, 32, 3) uint8 are the images that the predictions are about, in their order; without them the page says so.
+    `published` is the paper's test accuracy, in [0, 1].
+    """
+    record, predictions = read_run(folder), read_predictions(folder)
+    assert pixels is None or (predictions and len(pixels) == len(predictions.targets)), "images of another split"
+    path, pictures = folder / PAGE_FILE, {text: folder / "plots" / name for name, text in PICTURES.items()}
+    advice, command = provenance.advice(record)
+    page = {
+        "record": record,
+        "advice": advice,
+        "advice_command": command,
+        "columns": gallery.COLUMNS,
+        "reload_s": RELOAD_S if record.status == "running" else None,
+        "tiles": results.tiles(record, published),
+        "charts": charts(record.lines, published),
+        "options": provenance.options(record),
+        "commands": provenance.commands(record),
+        "pictures": {text: _data_url(path) for text, path in pictures.items() if path.exists()},
+        **classes_and_images(record, predictions, pixels),
+    }
+    write_page(path, "report.html.j2", **page)
+    return path
+
+
+def classes_and_images(record: RunRecord, predictions: Predictions | None, pixels: np.ndarray | None) -> dict[str, Any]:
+    """Return what the page shows of classes and of single images; None or empty for what the folder doesn't hold."""
+    classes = record.dataset.get("classes") or results.class_names(record.lines)
+    counts = results.count(record, predictions) if classes else None
+    found: dict[str, Any] = {"classes": classes, "counts": counts, "galleries": [], "sprites": [], "strips": []}
+    if counts:
+        found |= {"rows": results.class_rows(counts, classes), "matrix": counts.confusion.tolist()}
+    if counts and predictions:
+        found["galleries"], found["sprites"] = gallery.class_galleries(predictions, pixels)
+        found["strips"] = gallery.strips(predictions, pixels, classes)
+    return found
+
+
+def charts(lines: Sequence[dict[str, Any]], published: float | None) -> list[dict[str, Any]]:
+    """Return the page's charts as `lineChart` of charts.js takes them, JSON-ready; those without any value are left out."""
+    curve = curves.points(lines)
+    opening = curves.gap_opening(curve)
+    marks = [{"x": opening.epoch, "label": "the gap opens"}] if opening else []
+    paper = (
+        [{"y": published, "label": f"the paper's test accuracy, {percent(published)}"}] if published is not None else []
+    )
+    comparable = bool(curve) and curve[-1].train_accuracy is not None  # a map's two losses are of different kinds
+
+    def line(split: str, what: str) -> dict[str, Any]:
+        return LOOKS[split] | {"points": [[p.epoch, getattr(p, f"{split}_{what}")] for p in curve]}
+
+    losses = [line("train", "loss"), line("val", "loss")] if comparable else [line("train", "loss")]
+    accuracies = [line("train", "accuracy"), line("val", "accuracy")]
+    found = [
+        _chart("Loss" if comparable else "Training loss", "loss", losses, vlines=marks),
+        _chart("Accuracy", "accuracy", accuracies, format="percent", hlines=paper, vlines=marks),
+    ]
+    training = _thinned([line for line in lines if line["kind"] == "train"])
+    for key, name in OF_TRAINING.items():
+        points = [[line["epoch"], line.get(key)] for line in training]
+        found.append(_chart(name.capitalize(), name, [{**LOOKS["train"], "name": name, "points": points}]))
+    return [chart for chart in found if chart["series"]]
+
+
+def _chart(title: str, name: str, series: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    shown = [one for one in series if any(y is not None for _, y in one["points"])]
+    return {"title": title, "xLabel": "epoch", "yLabel": name, "series": shown, **more}
+
+
+def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return MOST_POINTS lines at most, evenly spaced, the last one among them."""
+    places = np.linspace(0, len(lines) - 1, min(MOST_POINTS, len(lines))).round().astype(int)
+    return [lines[place] for place in places]
+
+
+def _data_url(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

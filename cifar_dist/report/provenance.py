@@ -1,0 +1,103 @@
+"""Where a run comes from and how to have it again: its state, its options beside the recipe's, the commands that repeat it."""
+
+import shlex
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from cifar_dist.checkpoint import saved_steps
+from cifar_dist.config import TrainConfig, flag
+from cifar_dist.errors import UserError
+from cifar_dist.options import to_words
+from cifar_dist.recipes import PUBLISHED, RECIPES
+from cifar_dist.report.record import RunRecord
+
+NOT_REPEATED = ("output_dir", "resume", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb")))
+
+
+class Option(NamedTuple):
+    """An option of the run."""
+
+    flag: str
+    value: str
+    recipes: str  # the recipe's own value; empty where it is the same
+    help: str
+
+
+def advice(record: RunRecord) -> tuple[str, str]:
+    """Return what a reader should know of the run's state, and the command that helps; each empty where there is nothing."""
+    where = shlex.quote(str(record.path))
+    resume = f"accelerate launch train.py --resume {where}"
+    saved = bool(saved_steps(record.path / "checkpoints"))
+    on = ("To go on from its last checkpoint:", resume) if saved else ("Nothing was saved: it has to start over.", "")
+    match record.status:
+        case "finished":
+            test = f"accelerate launch eval.py --checkpoint {where}"
+            return ("", "") if record.summary.get("test") else ("It was not tested. To do so:", test)
+        case "running":
+            return (
+                "It is running. This page is written anew after each evaluation, and loads itself every 20 seconds.",
+                "",
+            )
+        case "interrupted":
+            step, signal = record.summary.get("step"), record.summary.get("signal", "a signal")
+            return f"Interrupted by {signal} after step {step}, which is saved. To go on:", resume
+        case "failed":
+            return f"It failed: {record.problem}. {on[0]}", on[1]
+        case "killed":
+            return f"It ended without a word: it was killed, or its machine went down. {on[0]}", on[1]
+        case "broken":
+            return f"Something in the run folder can't be read ({record.problem}); this page shows the rest.", ""
+
+
+def published_accuracy(record: RunRecord) -> float | None:
+    """Return the test accuracy in [0, 1] that the recipe's text gives; None where it gives none, or the data isn't its own."""
+    key = (record.config.get("recipe", ""), record.config.get("model", ""))
+    return None if record.dataset.get("synthetic") else PUBLISHED.get(key)
+
+
+def own_config(record: RunRecord) -> dict[str, Any]:
+    """Return the options of the run's recipe without any others; empty where this version doesn't know it."""
+    recipe = RECIPES.get(record.config.get("recipe", ""))
+    try:
+        return recipe(record.config.get("model")).to_dict() if recipe else {}
+    except UserError:
+        return {}
+
+
+def options(record: RunRecord) -> list[Option]:
+    """Return all options of the run."""
+    own = own_config(record)
+    helps = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
+    found = []
+    for name, value in record.config.items():
+        differs = name in own and own[name] != value and name not in ("output_dir", "resume")
+        found.append(Option(flag(name), _word(value), _word(own[name]) if differs else "", helps.get(name, "")))
+    return found
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)
+
+
+def commands(record: RunRecord) -> list[str]:
+    """Return the commands that repeat the run, into a new folder; as it was typed where this version doesn't know its recipe."""
+    if not record.starts:
+        return []
+    start, own = record.starts[-1], own_config(record)
+    commit = (start.get("git_commit") or "").rstrip("+")
+    checkout = [f"git checkout {commit}"] if commit else []
+    if not own:
+        return [*checkout, f"accelerate launch {record.starts[0]['command']}"]
+    on_cpu, processes = start["device"].startswith("cpu"), start["world_size"]
+    launcher = f"launch/{'multi_' * (processes > 1)}{'cpu' if on_cpu else 'gpu'}.yaml"
+    launch = ["accelerate", "launch", "--config_file", launcher]
+    launch += ["--num_processes", str(processes)] if processes > 1 else []
+    named = {name: record.config.get(name, own[name]) for name in ("model", "recipe")}
+    others = {n: v for n, v in record.config.items() if n in own and n not in NOT_REPEATED and v != own[n]}
+    threads = {"threads": start["threads_per_process"]} if on_cpu else {}  # sums over other shares round differently
+    options = [shlex.join(to_words({name: value})) for name, value in (named | others | threads).items()]
+    return [*checkout, " \\\n    ".join([shlex.join([*launch, "train.py"]), *options])]

@@ -1,0 +1,1 @@
+"""Slurm, as far as Python is concerned: the sbatch command, squeue's answer, and where a job's files are."""
