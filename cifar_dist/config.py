@@ -86,13 +86,30 @@ class TrainConfig:
         must_be=POSITIVE,
     )
     drop_last: bool = option(False, "leave out an epoch's last batch when it is short")
-    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "sgd, adam or adamw")
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = option(
+        "sgd", "sgd, adam, adamw, or muon: for convolutions, with sgd for the rest"
+    )
     lr: float = option(0.1, "peak learning rate", must_be=POSITIVE)
-    momentum: float = option(0.9, "momentum of SGD", only_with=("optimizer", ("sgd",)), must_be=NOT_NEGATIVE)
+    momentum: float = option(0.9, "momentum of SGD", only_with=("optimizer", ("sgd", "muon")), must_be=NOT_NEGATIVE)
     nesterov: bool = option(False, "Nesterov's momentum", only_with=("optimizer", ("sgd",)))
-    weight_decay: float = option(0.0, "weight decay (L2 for sgd and adam, decoupled for adamw)", must_be=NOT_NEGATIVE)
+    bias_lr: float = option(
+        0.1,
+        "peak learning rate of biases and norms; --lr is that of convolutions",
+        only_with=("optimizer", ("muon",)),
+        must_be=POSITIVE,
+    )
+    head_lr: float = option(
+        0.1, "peak learning rate of linear layers", only_with=("optimizer", ("muon",)), must_be=POSITIVE
+    )
+    weight_decay: float = option(
+        0.0,
+        "weight decay (L2 for sgd and adam, decoupled for adamw; for muon a share of each weight but the convolutions')",
+        must_be=NOT_NEGATIVE,
+    )
     decay_all: bool = option(
-        False, "decay biases and batch-norm parameters too, not only weights of two or more dimensions"
+        False,
+        "decay biases and batch-norm parameters too, not only weights of two or more dimensions",
+        only_with=("optimizer", ("sgd", "adam", "adamw")),
     )
     label_smoothing: float = option(0.0, "probability spread evenly over all classes, in [0, 1)", must_be=SHARE)
     max_grad_norm: float | None = option(
@@ -101,7 +118,7 @@ class TrainConfig:
     ema_decay: float | None = option(
         None, "evaluate and keep an exponential moving average of the weights with this decay", must_be=SHARE
     )
-    schedule: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = option(
+    schedule: Literal["constant", "step", "multistep", "linear", "cosine", "one_cycle"] = option(
         "constant", "learning-rate schedule over the run"
     )
     warmup: float = option(0.0, "share of the run with a linearly rising learning rate, in [0, 1)", must_be=SHARE)
@@ -132,9 +149,18 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "no", "arithmetic of the forward and backward pass (default: the launcher's)"
     )
+    gradient_compression: Literal["no", "bf16"] = option(
+        "no", "how processes send one another gradients; bf16 halves the bytes, and rounds"
+    )
     device: Literal["auto", "cpu", "gpu"] = option("auto", "auto takes GPUs where there are any", may_change=True)
     threads: int | None = option(
-        None, "CPU threads per process (default: the cores shared out)", may_change=True, must_be=POSITIVE
+        None,
+        "CPU threads per process (default: the cores shared out, or fewer for steps too small to share)",
+        may_change=True,
+        must_be=POSITIVE,
+    )
+    compile: bool = option(
+        False, "compile the model: faster steps after a minute or so, most of which the next run saves (torch.compile)"
     )
     deterministic: bool = option(False, "only deterministic GPU kernels, slower (a CPU is deterministic anyway)")
 
@@ -145,6 +171,9 @@ class TrainConfig:
         may_change=True,
     )
     eval_every: int = option(1, "epochs between two validations", must_be=POSITIVE)
+    tta: bool = option(
+        False, "test-time augmentation: test with the mean over six views of an image, mirrored and moved by a pixel"
+    )
     test: bool = option(True, "evaluate on the test images, once, at the end", may_change=True)
     log_every: int = option(50, "steps between two training lines, counted from each epoch's start", must_be=POSITIVE)
     checkpoint_minutes: float = option(
@@ -200,6 +229,10 @@ class TrainConfig:
             (
                 not virtual or self.micro_batch_size is None,
                 "with --batch-norm virtual the shards are the micro-batches; leave --micro-batch-size out",
+            ),
+            (
+                not virtual or self.gradient_compression == "no",
+                "--gradient-compression bf16 has no effect with --batch-norm virtual, which adds up in float64; leave one out",
             ),
             (
                 not virtual or self.virtual_shards <= self.batch_size,

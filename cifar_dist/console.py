@@ -3,7 +3,7 @@
 import shutil
 import time
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -11,9 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
-from cifar_dist.data.dataset import Dataset, Splits
-from cifar_dist.metrics import EvalResult
-from cifar_dist.sampling import BatchPlan
+
+if TYPE_CHECKING:  # commands that load no data need no torch
+    from cifar_dist.data.dataset import Dataset, Splits
+    from cifar_dist.metrics import EvalResult
+    from cifar_dist.sampling import BatchPlan
 
 REFRESH_S = 0.25
 
@@ -55,7 +57,7 @@ class Console:
         self.rich.print(f"[bold]{config.model}[/] with recipe [bold]{config.recipe}[/]")
         self.rich.print(table)
 
-    def plan(self, plan: BatchPlan, dataset: Dataset, splits: Splits, where: str, num_parameters: int) -> None:
+    def plan(self, plan: "BatchPlan", dataset: "Dataset", splits: "Splits", where: str, num_parameters: int) -> None:
         """Print what is trained on, the batch arithmetic and the length of the run."""
         val = f"{len(splits.val):,} validation" if splits.val else "no validation"
         self.say(
@@ -109,7 +111,7 @@ class Console:
             self._progress.stop()
             self._progress = None
 
-    def result_table(self, result: EvalResult, classes: tuple[str, ...], title: str) -> None:
+    def result_table(self, result: "EvalResult", classes: tuple[str, ...], title: str) -> None:
         """Print accuracy per class, and in all."""
         table = Table(title=title, title_justify="left")
         for name in ("class", "images", "correct", "accuracy", "second guess", "top-2"):

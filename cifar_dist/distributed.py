@@ -15,9 +15,11 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
+from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.cpu import prepare_cpu
 from cifar_dist.errors import UserError
 
 T = TypeVar("T")
@@ -143,10 +145,7 @@ def default_threads() -> int:
 def accelerate(config: TrainConfig) -> Accelerator:
     """Return the Accelerator of a joined group, set up as the configuration asks. Raises `UserError`."""
     check_precision(config)  # of a run that goes on, known only now
-    # CPUs compute with numbers below 1e-38 some ten times as slowly, and weight decay makes more and more of them. Before
-    # any other thread starts: each inherits this.
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(config.threads or default_threads())
+    prepare_cpu(config, world_size(), default_threads())
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -156,8 +155,14 @@ def accelerate(config: TrainConfig) -> Accelerator:
     return Accelerator(
         cpu=not uses_gpu(config),
         mixed_precision=config.mixed_precision,
-        # Batch-norm buffers are reduced by us, exactly; DDP would overwrite them with rank 0's at every forward.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                # Batch-norm buffers are reduced by us, exactly; DDP would overwrite them with rank 0's at every forward.
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                comm_hook=DDPCommunicationHookType(config.gradient_compression),  # of torch; one process has no DDP
+            )
+        ],
     )
 
 

@@ -1,46 +1,40 @@
 """The training loop. Read this file first."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from cifar_dist import checkpoint, curves
-from cifar_dist.augment import MIXES, Normalize, augment, partner_places
+from cifar_dist.augment import Normalize
+from cifar_dist.batches import Batch, Batches
+from cifar_dist.compiling import eagerly
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Split, Splits
 from cifar_dist.distributed import on_main, sum_across_ranks
 from cifar_dist.evaluation import DivergedError, evaluate, label_units
-from cifar_dist.losses import Labels, training_loss
+from cifar_dist.losses import training_loss
 from cifar_dist.metrics import EvalResult
+from cifar_dist.models import memory_format
 from cifar_dist.models.som import Som
 from cifar_dist.optim import set_lr
 from cifar_dist.preemption import Ballot, StopSignals
 from cifar_dist.runlog import RunFolder
-from cifar_dist.sampling import BatchPlan, epoch_order
+from cifar_dist.sampling import BatchPlan
 from cifar_dist.schedule import Schedule
 from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, TrainState, snapshot, to_bytes
 from cifar_dist.stopwatch import Stopwatch
 from cifar_dist.weights import describe_weights, pack_weights
 
 NUM_SAMPLES = 50  # evaluated images that the run folder keeps
-
-
-class Batch(NamedTuple):
-    """What one micro-batch holds, on the device."""
-
-    images: Tensor  # (B, 3, 32, 32) float32
-    labels: Labels
-    positions: (
-        Tensor  # (B,) int64: global sample positions, one for each visit of an image, which decide all randomness
-    )
 
 
 @dataclass
@@ -58,6 +52,14 @@ class Run:
     console: Console
     signals: StopSignals
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    batches: Batches = field(init=False)
+    usual_sizes: set[int] = field(init=False)  # of this rank's micro-batches: one, or two that differ by an image
+
+    def __post_init__(self) -> None:
+        self.usual_sizes = {len(places) for places in self.plan.micro_batches(0, self.rank)}
+        self.batches = Batches(
+            self.config, self.splits.train, self.plan, self.normalize, self.rank, memory_format(self.state.bare)
+        )
 
     @property
     def rank(self) -> int:
@@ -74,6 +76,7 @@ def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signa
     schedule = Schedule.from_config(config, plan.total_steps, plan.steps_per_epoch)
     ballot = Ballot(run.signals, config.checkpoint_minutes * 60, progress.step)
     settle_gradient_buckets(run)
+    compile_first(run)
     run.stopwatch.start(plan.samples_before(progress.step))
 
     while progress.step < plan.total_steps:
@@ -113,25 +116,24 @@ def train_step(run: Run, step: int, lr: float, measure_gradient: bool) -> Tensor
     Returns the gradient's L2 norm () before clipping, if it was asked for or is known anyway.
     """
     config, plan, state, accelerator = run.config, run.plan, run.state, run.accelerator
-    epoch, places_of_step = plan.batch(step)
-    micro_batches = plan.micro_batches(step, run.rank)
+    places = plan.batch(step)[1]
+    last = plan.accumulation(len(places)) - 1
     set_lr(state.optimizer, lr)
     weights = plan.statistics_weights(step, run.rank)
     shards = state.shard_gradients
-    for i, places in enumerate(micro_batches):
-        last = i == len(micro_batches) - 1
+    # DDP takes the mean of the ranks' gradients; we want the sum over images, divided by the global batch.
+    scale = (1 if shards else plan.world_size) / len(places)
+    for i, batch in enumerate(run.batches.of_step(step)):
         state.statistics.weigh(weights, i)
-        with nullcontext() if last and not shards else accelerator.no_sync(state.model):  # one all-reduce a step
-            batch = load_batch(run, epoch, places)
+        with nullcontext() if i == last and not shards else accelerator.no_sync(state.model):  # one all-reduce a step
             outputs = forward(run, batch)
-            loss_sum, correct = training_loss(
+            loss_sum = training_loss(
                 state.bare, outputs, batch.labels, config.label_smoothing, progress=step / plan.total_steps
             )
-            # DDP takes the mean of the ranks' gradients; we want the sum over images, divided by the global batch.
-            accelerator.backward(loss_sum * ((1 if shards else plan.world_size) / len(places_of_step)))
+            backward(run, loss_sum, scale)
         if shards:
             shards.take()
-        state.sums.add(loss_sum.detach(), correct)
+        state.sums.add(loss_sum, None if isinstance(state.bare, Som) else outputs, batch.labels)
     if shards:
         shards.give_back()
     gradient_norm = None
@@ -148,35 +150,23 @@ def train_step(run: Run, step: int, lr: float, measure_gradient: bool) -> Tensor
     return gradient_norm
 
 
-def load_batch(run: Run, epoch: int, places: range) -> Batch:
-    """Return the augmented images at `places` of an epoch's order: a pure function of the seed, the epoch and the places."""
-    config, num_images = run.config, run.plan.num_images
-    order = epoch_order(config.seed, epoch, num_images, run.device)
-    first = epoch * num_images
-
-    def load(places: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, targets = run.splits.train.gather(order[places])
-        return augment(pixels, places + first, config.augment, config.seed, run.normalize), targets
-
-    own = torch.arange(places.start, places.stop, device=run.device)
-    positions = own + first
-    images, targets = load(own)
-    for name in config.augment:
-        if name in MIXES:
-            partners, others = load(partner_places(positions, config.seed, num_images))
-            images, share = MIXES[name](images, partners, positions, config.seed)
-            return Batch(images, Labels(targets, others, share), positions)
-    return Batch(images, Labels(targets), positions)
-
-
 def forward(run: Run, batch: Batch) -> Tensor:
     """Return the model's outputs. A rank without images takes part too, or the others would wait for its gradient for ever."""
     state = run.state
     state.masks.draw(batch.positions)
     if len(batch.images) or run.config.batch_norm == "sync":
+        with nullcontext() if len(batch.images) in run.usual_sizes else eagerly(state.bare):
+            return state.model(batch.images)
+    with state.statistics.frozen(), eagerly(state.bare):
         return state.model(batch.images)
-    with state.statistics.frozen():
-        return state.model(batch.images)
+
+
+def backward(run: Run, loss_sum: Tensor, scale: float) -> None:
+    """Add up the gradients of `scale` times the loss."""
+    if run.state.scaler:
+        run.accelerator.backward(loss_sum * scale)
+    else:  # the same numbers, with two operations fewer and none of their backward passes
+        loss_sum.backward(torch.full_like(loss_sum, scale))
 
 
 def settle_gradient_buckets(run: Run) -> None:
@@ -189,17 +179,35 @@ def settle_gradient_buckets(run: Run) -> None:
         return
     state = run.state
     state.masks.draw(torch.zeros(0, dtype=torch.int64, device=run.device))
-    with state.statistics.frozen():
+    with state.statistics.frozen(), eagerly(state.bare):
         outputs = state.model(torch.zeros(0, 3, 32, 32, device=run.device))
     run.accelerator.backward(outputs.sum())
     state.optimizer.zero_grad(set_to_none=True)
+
+
+def compile_first(run: Run) -> None:
+    """Do a pass that leaves no trace, so that compiling the model isn't counted as training."""
+    if not run.config.compile:
+        return
+    state, start = run.state, time.monotonic()
+    run.console.say("compiling the model; the next run finds what is compiled now", "dim")
+    before = [buffer.clone() for buffer in state.bare.buffers()]
+    weights = run.plan.statistics_weights(0, run.rank)
+    for i, batch in enumerate(run.batches.of_step(0)):
+        state.statistics.weigh(weights, i)
+        with run.accelerator.no_sync(state.model):
+            forward(run, batch).sum().backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, values in zip(state.bare.buffers(), before, strict=True):
+        buffer.copy_(values)
+    run.console.say(f"compiled in {time.monotonic() - start:.0f} s", "dim")
 
 
 def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
     """Write and show the mean over the steps since the last line; the lr and the gradient are the last step's. Collective."""
     progress, samples_before = run.state.progress, run.plan.samples_before
     loss_sum, correct = sum_across_ranks(run.state.sums.vector).tolist()
-    run.state.sums.vector.zero_()
+    run.state.sums.set(torch.zeros(2))
     count = samples_before(progress.step) - samples_before(progress.logged_step)
     progress.logged_step = progress.step
     images_per_s = run.stopwatch.lap(samples_before(progress.step))

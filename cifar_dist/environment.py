@@ -32,15 +32,11 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Return the commit this package runs from, with a + where files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--no-abbrev", "--dirty=+"]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + "+" * bool(changes.strip())
 
 
 def _version(name: str) -> str | None:

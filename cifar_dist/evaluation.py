@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cifar_dist.augment import Normalize
+from cifar_dist.compiling import eagerly
 from cifar_dist.data import Split
 from cifar_dist.distributed import sum_across_ranks
 from cifar_dist.metrics import EvalResult
@@ -31,23 +33,40 @@ def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, normalize: Normalize, num_classes: int, accelerator: Accelerator
+    model: nn.Module,
+    split: Split,
+    normalize: Normalize,
+    num_classes: int,
+    accelerator: Accelerator,
+    tta: bool = False,
 ) -> EvalResult:
     """Look at the whole split, each image exactly once, on any number of ranks; every rank gets the same result.
 
-    An image's logits come from one rank and zeros from the others, so adding them up doesn't round.
+    An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
+    weighted mean over `six_views`. A compiled model isn't compiled again for this.
     """
     training = model.training
     model.eval()
     logits = torch.zeros(len(split), num_classes, device=accelerator.device)
     for places, pixels, _ in eval_blocks(split, accelerator):
-        with accelerator.autocast():
-            logits[places] = model(normalize(pixels)).float()
+        images = normalize(pixels)
+        with accelerator.autocast(), eagerly(model):
+            for weight, view in six_views(images) if tta else ((1.0, images),):
+                logits[places] += weight * model(view).float()
     model.train(training)
     result = EvalResult.of(sum_across_ranks(logits).cpu(), split.labels())
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result
+
+
+def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield (weight, images): as they are, moved up and left by a pixel, and down and right; each also mirrored (Jordan 2024)."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    for weight, view in ((0.25, images), (0.125, padded[..., 2:, 2:]), (0.125, padded[..., :height, :width])):
+        yield weight, view
+        yield weight, view.flip(-1)
 
 
 @torch.inference_mode()

@@ -29,5 +29,5 @@ class ShardGradients:
         assert self.total is not None, "every rank holds a shard"
         parts = sum_across_ranks(self.total).split([p.numel() for p in self.parameters])
         for p, part in zip(self.parameters, parts, strict=True):
-            p.grad = part.view_as(p).to(p.dtype)
+            p.grad = torch.empty_like(p).copy_(part.view_as(p))  # laid out in memory like p, as fused optimizers expect
         self.total = None

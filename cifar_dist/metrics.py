@@ -9,16 +9,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifar_dist.losses import Labels, count_correct, join_labels
+
 
 class TrainSums:
-    """Loss and correct predictions since the last log line: a float64 vector (2,) on the device."""
+    """Loss and correct predictions since the last log line.
+
+    What steps add waits until somebody looks, so that a step costs no host sync and next to no operation.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.vector = torch.zeros(2, dtype=torch.float64, device=device)
+        self.device = device
+        self.loss_sum, self.correct = 0.0, 0.0
+        self._losses: list[Tensor] = []
+        self._guesses: list[tuple[Tensor, Labels]] = []
 
-    def add(self, loss_sum: Tensor, correct: Tensor) -> None:
-        """Both () and over the batch. No host sync."""
-        self.vector += torch.stack((loss_sum, correct))
+    def add(self, loss_sum: Tensor, outputs: Tensor | None, labels: Labels) -> None:
+        """Add a batch's loss () and what `losses.count_correct` takes; no outputs where a model predicts nothing: nan are correct."""
+        self._losses.append(loss_sum.detach())
+        if outputs is None:
+            self.correct = math.nan
+        else:
+            self._guesses.append((outputs.detach(), labels))
+
+    @property
+    def vector(self) -> Tensor:
+        """The sums (2,) float64 on the device. They are the same however often somebody looked: counts are exact, losses added in order."""
+        if self._losses:
+            for loss in torch.stack(self._losses).tolist():
+                self.loss_sum += loss
+            self._losses = []
+        if self._guesses:
+            outputs, labels = zip(*self._guesses, strict=True)
+            self.correct += count_correct(torch.cat(outputs), join_labels(labels)).item()
+            self._guesses = []
+        return torch.tensor((self.loss_sum, self.correct), dtype=torch.float64, device=self.device)
+
+    def set(self, vector: Tensor) -> None:
+        """Start from `vector` (2,)."""
+        self.loss_sum, self.correct = vector.tolist()
 
 
 @dataclass(frozen=True)

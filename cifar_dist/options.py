@@ -10,7 +10,6 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
-from cifar_dist.recipes import RECIPES
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -144,6 +143,8 @@ def with_launcher_precision(given: dict[str, Any]) -> dict[str, Any]:
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     """Return the recipe's configuration with the `given` options on top; raises `UserError`."""
+    from cifar_dist.recipes import RECIPES  # imports torch, which commands without a model can do without
+
     name = given.get("recipe", "default")
     base = lookup(RECIPES, name, "recipe")(given.get("model"))
     given = {**given, "model": base.model}  # the recipe resolves aliases

@@ -31,6 +31,9 @@ class Purpose(IntEnum):
     MIX_ROW = 17
     MIX_COLUMN = 18
     SWEEP = 19
+    SHIFT_ROW = 20
+    SHIFT_COLUMN = 21
+    FIRST_FLIP = 22
 
 
 def random_bits(seed: int, purpose: Purpose, positions: Tensor) -> Tensor:

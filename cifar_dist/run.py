@@ -24,7 +24,7 @@ from cifar_dist.preemption import StopSignals
 from cifar_dist.resume import Opening, is_whole, open_folder, take_over
 from cifar_dist.runlog import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.sampling import BatchPlan
-from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, Progress, build_state, restore
+from cifar_dist.state import TRAINING_FILE, WEIGHTS_FILE, Progress, build_state, fit_to_images, restore
 from cifar_dist.tracking.view import resolve_mode
 from cifar_dist.views import Views
 from cifar_dist.weights import unpack_weights
@@ -114,7 +114,10 @@ def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, 
     if opening.saved:
         check_same_data(opening, dataset)
         restore(state, opening.saved.files[TRAINING_FILE])
-    run = Run(config, accelerator, dataset, splits, plan, Normalize(mean, std, device), state, folder, console, signals)
+    normalize = Normalize(mean, std, device)
+    if not opening.saved:
+        fit_to_images(state, splits.train, normalize)
+    run = Run(config, accelerator, dataset, splits, plan, normalize, state, folder, console, signals)
     here = on_main(lambda: environment(device, accelerator.num_processes))
     console.configuration(config, set(given))
     where = f"{here['device']}, {here['threads_per_process']} threads a process"
@@ -185,7 +188,9 @@ def test(run: Run) -> None:
     )
     model, classes = run.state.eval_model, run.dataset.classes
     model.load_state_dict(unpack_weights(best))
-    result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator) if config.test else None
+    result = None
+    if config.test:
+        result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator, config.tta)
 
     def write() -> None:
         if result:

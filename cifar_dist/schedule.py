@@ -36,6 +36,8 @@ class Schedule:
         if self.kind == "cosine":  # Loshchilov & Hutter 2016, eq. 5, one period without restart
             progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
             return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.kind == "linear":
+            return self.peak_lr * (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
         if self.kind in ("step", "multistep"):
             return self.peak_lr * self.factor ** sum(step >= milestone for milestone in self.milestones)
         return self.peak_lr

@@ -8,18 +8,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from cifar_dist.augment import Normalize
 from cifar_dist.batchnorm import RunningStatistics, synchronise
+from cifar_dist.compiling import compile_model
 from cifar_dist.config import TrainConfig
-from cifar_dist.distributed import gather_rows, rank, world_size
+from cifar_dist.data import Split
+from cifar_dist.distributed import gather_rows, on_main, rank, world_size
 from cifar_dist.dropout import DropoutMasks
 from cifar_dist.errors import UserError
 from cifar_dist.gradients import ShardGradients
 from cifar_dist.metrics import TrainSums
 from cifar_dist.models import build_model
-from cifar_dist.optim import Ema, build_optimizer
+from cifar_dist.models.speednet import SpeedNet, whitening_filters
+from cifar_dist.optim import Ema, build_optimizer, match_layout
 
 TRAINING_FILE = "training.pt"
 WEIGHTS_FILE = "model.safetensors"
+IMAGES_TO_FIT = 5000
 
 
 @dataclass
@@ -40,7 +45,7 @@ class TrainState:
 
     model: nn.Module  # what a step calls: wrapped in DDP where there are several ranks
     bare: nn.Module
-    optimizer: Any  # Accelerate's wrapper, which knows the gradient scaler
+    optimizer: Any  # with fp16 Accelerate's wrapper, which knows the gradient scaler
     scaler: Any  # torch.amp.GradScaler with fp16, else None
     ema: Ema | None
     shard_gradients: ShardGradients | None  # with virtual shards; else DDP reduces
@@ -73,11 +78,14 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         )
     bare.to(accelerator.device)
     ema = Ema(bare, config.ema_decay) if config.ema_decay is not None else None
+    if config.compile:
+        compile_model(bare, accelerator.device, config.data_dir)
     model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config))
     return TrainState(
         model=model,
         bare=bare,
-        optimizer=optimizer,
+        # Without a scaler the wrapper adds nothing but a search for a package it might need, at every step.
+        optimizer=optimizer if accelerator.scaler else optimizer.optimizer,
         scaler=accelerator.scaler,
         ema=ema,
         shard_gradients=ShardGradients(bare) if config.batch_norm == "virtual" else None,
@@ -86,6 +94,17 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         statistics=RunningStatistics(bare),
         ema_statistics=RunningStatistics(ema.module) if ema else None,
     )
+
+
+def fit_to_images(state: TrainState, train: Split, normalize: Normalize) -> None:
+    """Set what a fresh model takes from the training images, not from chance. Collective."""
+    if not isinstance(state.bare, SpeedNet):
+        return
+    images, _ = train.gather(torch.arange(min(IMAGES_TO_FIT, len(train)), device=train.index.device))
+    filters = on_main(lambda: whitening_filters(normalize(images)))  # machines may round differently
+    for model in (state.bare, state.eval_model):
+        assert isinstance(model, SpeedNet)
+        model.whiten.weight.data.copy_(filters)
 
 
 def snapshot(state: TrainState) -> dict[str, Any]:
@@ -115,6 +134,7 @@ def restore(state: TrainState, data: bytes) -> None:
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     state.bare.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
+    match_layout(state.optimizer)
     if state.scaler:
         state.scaler.load_state_dict(content["scaler"])
     if state.ema:
@@ -125,7 +145,7 @@ def restore(state: TrainState, data: bytes) -> None:
         state.statistics.load(_own_mean(rows["statistics"]))
     if state.ema_statistics and "ema_statistics" in rows:
         state.ema_statistics.load(_own_mean(rows["ema_statistics"]))
-    state.sums.vector.copy_(_own_sum(rows["sums"]))
+    state.sums.set(_own_sum(rows["sums"]))
 
 
 def _per_rank(state: TrainState) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cifar_dist.data import Split
-from cifar_dist.engine import Run, load_batch
+from cifar_dist.engine import Run
 from cifar_dist.models.som import Som
 from cifar_dist.report.provenance import published_accuracy
 from cifar_dist.report.record import read_predictions, read_run
@@ -83,9 +83,9 @@ class Views:
 
 def augmented_images(run: Run) -> tuple[np.ndarray, list[str]]:
     """Return the first training images of the run as its first steps saw them, (N, 32, 32, 3) in [0, 1], and their labels."""
-    places = range(min(NUM_AUGMENTED, run.plan.num_images))
+    places = torch.arange(min(NUM_AUGMENTED, run.plan.num_images), device=run.device)
     with torch.inference_mode():
-        images, labels, _ = load_batch(run, 0, places)
+        images, labels, _ = run.batches.load(0, places)
         pixels = run.normalize.undo(images).permute(0, 2, 3, 1).cpu().numpy()
     names = [run.dataset.classes[target] for target in labels.targets.tolist()]
     if labels.others is not None and labels.share is not None:

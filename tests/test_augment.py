@@ -6,11 +6,11 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from cifar_dist.augment import AUGMENTATIONS, Normalize, augment, check_augmentations
+from cifar_dist.augment import AUGMENTATIONS, Normalize, Visits, augment, check_augmentations
 from cifar_dist.augment.colour import grey, jitter
-from cifar_dist.augment.geometry import crop, cutout, flip, rotate
+from cifar_dist.augment.geometry import alternate, crop, cutout, flip, rotate, shift
 from cifar_dist.augment.mix import MIXES, cutmix, mixup, partner_places
-from cifar_dist.augment.pipeline import COLOURS, GEOMETRY
+from cifar_dist.augment.pipeline import ALTERNATE, COLOURS, GEOMETRY
 from cifar_dist.augment.policy import BINS, OPERATIONS, trivial
 from cifar_dist.errors import UserError
 from cifar_dist.randomness import Purpose, random_integers, random_uniform
@@ -19,6 +19,8 @@ COUNT = 67
 PIXELS = torch.randint(0, 256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(COUNT, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.arange(1000, 1000 + COUNT)
+NUMBERS = torch.arange(5000, 5000 + COUNT)
+VISITS = Visits(POSITIONS, NUMBERS, epoch=2)
 NORMALIZE = Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), torch.device("cpu"))
 SINGLE = [name for name in AUGMENTATIONS if name not in MIXES]
 
@@ -32,9 +34,9 @@ def smooth(size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("cuts", [(67,), (1, 66), (10, 0, 20, 30, 7), (1,) * 67])
 @pytest.mark.parametrize("names", [*[(name,) for name in SINGLE], tuple(SINGLE)])
 def test_pixels_are_the_same_however_a_batch_is_cut(names, cuts):
-    whole = augment(PIXELS, POSITIONS, names, 3, NORMALIZE)
-    pieces = zip(PIXELS.split(cuts), POSITIONS.split(cuts), strict=True)
-    assert torch.equal(torch.cat([augment(i, p, names, 3, NORMALIZE) for i, p in pieces]), whole)
+    whole = augment(PIXELS, VISITS, names, 3, NORMALIZE)
+    pieces = zip(PIXELS.split(cuts), POSITIONS.split(cuts), NUMBERS.split(cuts), strict=True)
+    assert torch.equal(torch.cat([augment(i, Visits(p, n, 2), names, 3, NORMALIZE) for i, p, n in pieces]), whole)
     assert whole.shape == PIXELS.shape
     assert whole.dtype == torch.float32
 
@@ -42,24 +44,28 @@ def test_pixels_are_the_same_however_a_batch_is_cut(names, cuts):
 @pytest.mark.parametrize("name", SINGLE)
 def test_seed_and_position_change_the_draw_and_history_does_not(name):
     torch.manual_seed(1)
-    first = augment(PIXELS, POSITIONS, (name,), 3, NORMALIZE)
+    first = augment(PIXELS, VISITS, (name,), 3, NORMALIZE)
     torch.manual_seed(2)
-    assert torch.equal(augment(PIXELS, POSITIONS, (name,), 3, NORMALIZE), first)
-    assert not torch.equal(augment(PIXELS, POSITIONS, (name,), 4, NORMALIZE), first)
-    assert not torch.equal(augment(PIXELS, POSITIONS + 1, (name,), 3, NORMALIZE), first)
+    assert torch.equal(augment(PIXELS, VISITS, (name,), 3, NORMALIZE), first)
+    assert not torch.equal(augment(PIXELS, VISITS, (name,), 4, NORMALIZE), first)
+    other = Visits(POSITIONS, NUMBERS + 1, 2) if name == ALTERNATE else Visits(POSITIONS + 1, NUMBERS, 2)
+    assert not torch.equal(augment(PIXELS, other, (name,), 3, NORMALIZE), first)
 
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_nothing_is_written_into_what_came_in(name):
     source = PIXELS.float() if name in COLOURS else IMAGES.clone()
     kept = source.clone()
-    ({**COLOURS, **GEOMETRY}[name])(source, POSITIONS, 3)
+    if name == ALTERNATE:
+        alternate(source, NUMBERS, 2, 3)
+    else:
+        ({**COLOURS, **GEOMETRY}[name])(source, POSITIONS, 3)
     assert torch.equal(source, kept)
 
 
 def test_colours_come_before_normalisation_and_geometry_after_whatever_the_order_of_names():
     assert torch.equal(
-        augment(PIXELS, POSITIONS, ("crop", "jitter"), 3, NORMALIZE),
+        augment(PIXELS, VISITS, ("crop", "jitter"), 3, NORMALIZE),
         crop(NORMALIZE(jitter(PIXELS.float(), POSITIONS, 3)), POSITIONS, 3),
     )
 
@@ -81,6 +87,48 @@ def test_flip_mirrors_about_half_of_the_images_and_keeps_the_rest():
     kept = (flipped == many).all(dim=(1, 2, 3))
     assert (mirrored ^ kept).all()
     assert 0.45 < mirrored.double().mean() < 0.55
+
+
+def test_a_shift_equals_reflecting_and_slicing_each_image_and_every_offset_occurs():
+    shifted = shift(IMAGES, POSITIONS, seed=5).numpy()
+    tops = random_integers(5, Purpose.SHIFT_ROW, POSITIONS, 5).tolist()
+    lefts = random_integers(5, Purpose.SHIFT_COLUMN, POSITIONS, 5).tolist()
+    for image, result, top, left in zip(IMAGES.numpy(), shifted, tops, lefts, strict=True):
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")
+        assert np.array_equal(result, padded[:, top : top + 32, left : left + 32])
+    many = shift(IMAGES[:1].expand(500, -1, -1, -1), torch.arange(500), seed=5)
+    padded = np.pad(IMAGES[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    offsets = {(top, left): padded[:, top : top + 32, left : left + 32] for top in range(5) for left in range(5)}
+    assert {image.numpy().tobytes() for image in many} == {window.tobytes() for window in offsets.values()}
+
+
+def mirrored(numbers: torch.Tensor, epoch: int, seed: int = 3) -> torch.Tensor:
+    """Which of `numbers` `alternate` mirrors, seen in the pixels."""
+    images = torch.arange(6.0).view(1, 1, 2, 3).expand(len(numbers), -1, -1, -1)
+    results = alternate(images, numbers, epoch, seed)
+    flipped = (results == images.flip(-1)).flatten(1).all(dim=1)
+    assert torch.equal(flipped, ~(results == images).flatten(1).all(dim=1))
+    return flipped
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 7])
+def test_of_two_epochs_in_a_row_exactly_one_mirrors_an_image(epoch):
+    numbers = torch.arange(10_000)
+    assert torch.equal(mirrored(numbers, epoch), ~mirrored(numbers, epoch + 1))
+    assert 4800 < mirrored(numbers, epoch).sum() < 5200  # 5,000 give or take four standard deviations
+
+
+def test_which_images_alternate_depends_on_the_seed_and_the_image_and_not_on_the_order():
+    numbers = torch.arange(10_000)
+    order = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mirrored(numbers[order], 4), mirrored(numbers, 4)[order])
+    agreeing = (mirrored(numbers, 4, seed=8) == mirrored(numbers, 4)).sum()
+    assert 4800 < agreeing < 5200
+    pixels, positions = PIXELS[:1].expand(50, -1, -1, -1), torch.arange(50)
+    elsewhere = [
+        augment(pixels, Visits(p, NUMBERS[:50], 4), (ALTERNATE,), 3, NORMALIZE) for p in (positions, 9 - positions)
+    ]
+    assert torch.equal(*elsewhere)
 
 
 def test_rotation_equals_torchvisions_by_the_same_angles():
@@ -204,6 +252,7 @@ def test_partners_are_places_of_the_same_epoch_independent_of_the_batch():
         (("crop", "flop"), "unknown augmentation 'flop'. Did you mean 'flip'?"),
         (("mixup", "crop", "cutmix"), "--augment mixup crop cutmix: an image is mixed once; use mixup or cutmix"),
         (("crop", "crop"), "names crop twice"),
+        (("alternate", "flip"), "--augment alternate flip mirrors images twice; use flip or alternate"),
     ],
 )
 def test_wrong_names_are_one_line(names, message):

@@ -13,8 +13,8 @@ from scipy import stats
 from cifar_dist.cli.summary import summarize
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.models import MODELS, build_model
-from cifar_dist.report.compared_run import ComparedRun, condense, forward_macs, planned_steps
+from cifar_dist.models import MODELS, build_model, forward_macs
+from cifar_dist.report.compared_run import ComparedRun, condense, planned_steps, training_macs
 from cifar_dist.report.comparison import METRICS, Comparison, compare
 from cifar_dist.report.comparison_curves import chart_data, mean_curve, thinned
 from cifar_dist.report.comparison_notes import notes
@@ -379,7 +379,7 @@ def test_multiply_accumulates_are_those_of_the_summary(model):
 def test_compute_is_three_times_forward_of_all_images_and_unknown_for_unknown_models():
     run = make_run("a")
     assert run.macs == 3 * forward_macs("lenet", (), 2) * 200
-    assert forward_macs("transformer", (), 10) is None
+    assert training_macs({"model": "transformer"}, 10) is None
 
 
 def test_planned_steps_are_those_of_the_batch_plan():

@@ -11,6 +11,7 @@ from conftest import ROOT, Result, launch, untimed
 from safetensors.torch import load
 
 from cifar_dist import distributed
+from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 
 WORLD_SIZES = (1, 2, 3, 4, 7)
@@ -22,6 +23,7 @@ JOBS = {
     # 193 training images: each epoch's last batch holds one, so all ranks but one have none.
     "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
     "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
+    "compressed": f"{LENET} --steps 12 --gradient-compression bf16",
     "virtual": f"{RESNET} --steps 40 --batch-norm virtual --virtual-shards 12 --ema-decay 0.9",
     "process": f"{RESNET} --steps 12",
     # SGD: Adam divides by the gradient's size, so that it makes a step of lr from one that is nothing but rounding.
@@ -155,7 +157,7 @@ def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_wor
 
 @pytest.mark.slow
 def test_a_signal_at_one_rank_stops_all_and_going_on_is_exact(jobs, by_world_size):
-    names = ["lenet", "process"]
+    names = ["lenet", "process", "compressed"]
     stopped = jobs(3, names, suffix="stopped", stop={"rank": 2, "step": 9})
     for result in stopped.values():
         summary = result.json("summary.json")
@@ -186,6 +188,86 @@ def test_going_on_with_other_numbers_of_processes_sees_the_same_samples_and_ends
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         starts = moved[name].json("config.json")["starts"]
         assert [(s["from_step"], s["world_size"]) for s in starts] == [(0, 4), (11, 1), (23, 2)]
+
+
+GRADIENTS = """
+import copy, sys
+import torch
+from cifar_dist import distributed
+from cifar_dist.cli.exits import finish
+from cifar_dist.config import TrainConfig
+from cifar_dist.state import build_state
+
+config = TrainConfig(model="lenet", epochs=1, threads=1, device="cpu", gradient_compression="bf16")
+distributed.join(config)
+accelerator = distributed.accelerate(config)
+state = build_state(config, 10, accelerator)
+alone = copy.deepcopy(state.bare)  # without DDP
+for step in range(3):  # DDP changes its buckets after the first
+    generator = torch.Generator().manual_seed(10 * step + distributed.rank())
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    for model in (state.model, alone):
+        model.zero_grad()
+        model(images).logsumexp(1).sum().backward()
+flat = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (state.bare, alone)]
+results, own = (distributed.gather_rows(gradients) for gradients in flat)  # (world, parameters) each
+if distributed.rank() == 0:
+    torch.save((results, own), sys.argv[1])
+distributed.stop()
+finish(0)
+"""
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def gradients(request, tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients (world, parameters) that the ranks have after a compressed all-reduce, and each rank's own."""
+    folder = tmp_path_factory.mktemp("gradients")
+    (folder / "script.py").write_text(GRADIENTS)
+    launch(request.param, [str(folder / "script.py"), str(folder / "gradients.pt")])
+    return torch.load(folder / "gradients.pt")
+
+
+@pytest.mark.slow
+def test_a_compressed_gradient_is_the_mean_of_the_ranks_in_bf16_arithmetic(gradients):
+    results, own = gradients
+    world_size = len(own)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(results[0].bfloat16().float(), results[0])
+    # Each rank's rounds to bf16 and is divided, which rounds again; every addition rounds. A rounding moves a number by
+    # 2**-8 of itself at most.
+    bound = (world_size + 1) * 2**-8 * own.abs().mean(0) * 1.05  # for products of errors
+    exact = own.double().mean(0)
+    assert ((results[0] - exact).abs() <= bound).all()
+    assert (results[0] - exact).abs().max() > 1e-4 * exact.abs().max()
+    if world_size == 2:  # a division without rounding and one addition, whatever the order
+        halves = own.bfloat16().float() / 2
+        assert torch.equal(results[0], halves.sum(0).bfloat16().float())
+
+
+@pytest.mark.slow
+def test_compression_does_nothing_but_round(by_world_size):
+    for world_size in (2, 3, 4):
+        assert 0 < difference(by_world_size[world_size]["compressed"], by_world_size[1]["compressed"]) < 1e-3
+
+
+def test_on_one_process_compression_changes_nothing(train):
+    plain, compressed = train(), train("--gradient-compression", "bf16", name="compressed")
+    assert plain.status == compressed.status == 0
+    assert compressed.json("config.json")["config"]["gradient_compression"] == "bf16"
+    assert load(plain.weights()).keys() == load(compressed.weights()).keys()
+    assert difference(plain, compressed) == 0
+
+
+def test_a_run_keeps_its_compression(train, capsys):
+    train()
+    assert train("--gradient-compression", "bf16").status == 2
+    assert "--gradient-compression" in capsys.readouterr().err
+
+
+def test_compression_without_an_all_reduce_of_ddp_is_refused():
+    TrainConfig(epochs=1, batch_norm="sync", gradient_compression="bf16")
+    with pytest.raises(UserError, match="--gradient-compression bf16 has no effect with --batch-norm virtual"):
+        TrainConfig(epochs=1, batch_norm="virtual", gradient_compression="bf16")
 
 
 ONE_RANK_FAILS = """

@@ -1,5 +1,6 @@
 """The loops, in one process: what a step computes, and that stopping and going on changes nothing."""
 
+import io
 import json
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, untimed
 from safetensors.torch import load
 
-from cifar_dist import checkpoint, engine, evaluation, preemption
+from cifar_dist import checkpoint, distributed, engine, evaluation, preemption
 from cifar_dist import run as run_module
 from cifar_dist.cli import evaluate
 from cifar_dist.cli.train import main
@@ -131,6 +132,9 @@ def test_an_interrupted_worker_of_a_launcher_exits_with_0(train, monkeypatch):
         [*NORMS, "--ema-decay", "0.9", "--micro-batch-size", "9"],
         [*NORMS, "--batch-norm", "virtual", "--virtual-shards", "4", "--max-grad-norm", "1"],
         ["--mixed-precision", "bf16"],
+        ["--optimizer", "muon", "--lr", "0.02", "--schedule", "linear", "--weight-decay", "0.001"],
+        # several steps are augmented at once, and the last one of an epoch holds a single image
+        ["--batch-size", "5", "--epochs", "2", "--limit-train", "41", "--augment", "shift", "alternate", "cutmix"],
         ["--val-fraction", "0", "--drop-last", "--schedule", "one-cycle", "--warmup", "0.2"],
     ],
 )
@@ -146,6 +150,39 @@ def test_stopping_at_any_step_and_going_on_changes_no_bit_and_no_line(train, mon
         assert resumed.status == 0
         assert resumed.weights() == whole.weights()
         assert untimed(resumed.metrics()) == untimed(whole.metrics())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lr", "0.01", "--nesterov"],
+        ["--optimizer", "adamw", "--lr", "0.001"],
+        ["--optimizer", "muon", "--lr", "0.02"],
+        [*NORMS, "--batch-norm", "virtual", "--virtual-shards", "4"],
+    ],
+)
+def test_going_on_from_a_checkpoint_of_another_layout_in_memory_changes_no_bit(train, monkeypatch, options):
+    whole = train(*options, name="whole")
+    step = whole.json("summary.json")["total_steps"] // 2
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        stopped = train(*options, name="stopped")
+    folder = stopped.folder / "checkpoints"
+    files = checkpoint.load(checkpoint.folder_for(folder, step)).files
+    content = torch.load(io.BytesIO(files["training.pt"]), weights_only=True)
+    moved = 0
+    for values in (content["model"], *content["optimizer"]["state"].values()):
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                moved += not value.is_contiguous()
+                values[name] = value.contiguous()
+    assert moved > 1  # filters and their momentum were saved as they lie in memory, by channels
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    checkpoint.save(folder, step, files | {"training.pt": buffer.getvalue()})
+    resumed = train(*options, name="stopped")
+    assert resumed.weights() == whole.weights()
+    assert untimed(resumed.metrics()) == untimed(whole.metrics())
 
 
 def test_going_on_from_a_broken_newest_checkpoint_uses_the_one_before_and_says_so(train, monkeypatch, capsys):
@@ -201,6 +238,21 @@ def test_a_resumed_run_needs_only_its_folder(train, monkeypatch, options):
     assert main(["--resume", str(stopped.folder)]) == 0
     assert stopped.weights() == whole.weights()
     assert torch.are_deterministic_algorithms_enabled() == ("--deterministic" in options)
+
+
+def test_the_number_of_threads_that_a_run_chose_itself_is_kept_when_it_goes_on(train, monkeypatch):
+    monkeypatch.setattr(distributed, "default_threads", lambda: 3)
+    whole, same = train("--threads", "none", name="whole"), train("--threads", "3", name="same")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        stopped = train("--threads", "none", name="stopped")
+    monkeypatch.setattr(distributed, "default_threads", lambda: 1)  # as on another machine, or in a smaller job
+    resumed = train("--threads", "none", name="stopped")
+    assert [start["threads_per_process"] for start in resumed.json("config.json")["starts"]] == [3, 3]
+    assert stopped.weights() == same.weights() == whole.weights()
+    monkeypatch.setattr(distributed, "default_threads", lambda: 64)
+    tiny = train("--threads", "none", "--batch-size", "4", "--steps", "1", name="tiny")
+    assert tiny.json("config.json")["starts"][0]["threads_per_process"] == 1
 
 
 def test_what_is_refused_on_resume_deletes_nothing(train, monkeypatch, capsys):

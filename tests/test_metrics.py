@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cifar_dist.losses import Labels
 from cifar_dist.metrics import EvalResult, TrainSums
 
 LOGITS = torch.randn(57, 4, generator=torch.Generator().manual_seed(0))
@@ -50,11 +51,20 @@ def test_a_class_without_images_has_no_accuracy():
     assert result.to_dict(("cat", "dog"))["per_class_accuracy"] == {"cat": 0.75, "dog": None}
 
 
-def test_train_sums_add_up_over_batches_of_any_size():
-    sums = TrainSums(torch.device("cpu"))
+def test_train_sums_add_up_over_batches_of_any_size_however_often_somebody_looks():
+    often, once = TrainSums(torch.device("cpu")), TrainSums(torch.device("cpu"))
     for piece in (slice(0, 10), slice(10, 10), slice(10, 57)):
-        correct = (LOGITS[piece].argmax(1) == TARGETS[piece]).sum()
-        sums.add(F.cross_entropy(LOGITS[piece], TARGETS[piece], reduction="sum"), correct)
-    loss_sum, correct = sums.vector.tolist()
+        loss_sum = F.cross_entropy(LOGITS[piece], TARGETS[piece], reduction="sum")
+        for sums in (often, once):
+            sums.add(loss_sum, LOGITS[piece], Labels(TARGETS[piece]))
+        assert often.vector.isfinite().all()
+    assert torch.equal(often.vector, once.vector)
+    loss_sum, correct = once.vector.tolist()
     assert correct == (LOGITS.argmax(1) == TARGETS).sum()
     assert loss_sum == pytest.approx(F.cross_entropy(LOGITS, TARGETS, reduction="sum").item(), rel=1e-5)
+
+
+def test_a_model_that_predicts_nothing_has_no_correct_predictions():
+    sums = TrainSums(torch.device("cpu"))
+    sums.add(torch.tensor(2.0), None, Labels(TARGETS))
+    assert sums.vector[0] == 2 and sums.vector[1].isnan()

@@ -32,6 +32,7 @@ def theirs(make) -> list[float]:
             {"schedule": "multistep", "milestones": (0.25, 0.5, 0.75)},
             lambda o: torchs.MultiStepLR(o, [30, 60, 90], 0.1),
         ),
+        ({"schedule": "linear"}, lambda o: torchs.LinearLR(o, 1.0, 0.0, total_iters=STEPS)),
         ({"schedule": "cosine"}, lambda o: torchs.CosineAnnealingLR(o, STEPS)),
         ({"schedule": "one_cycle", "warmup": 0.3}, lambda o: torchs.OneCycleLR(o, 0.4, STEPS, cycle_momentum=False)),
     ],
@@ -47,7 +48,13 @@ def test_warm_up_rises_linearly_to_the_peak_and_never_trains_at_zero():
     assert min(rates) > 0
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "one_cycle"])
+def test_a_linear_schedule_falls_from_the_peak_after_the_warm_up_to_one_part_in_the_last_step():
+    rates = ours(schedule="linear", warmup=0.1)
+    assert rates[:12] == pytest.approx([0.4 * (i + 1) / 12 for i in range(12)])
+    assert rates[12:] == pytest.approx([0.4 * (108 - i) / 108 for i in range(108)])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "linear", "cosine", "one_cycle"])
 def test_a_run_of_one_step_has_a_rate(schedule):
     for warmup in (0.0, 0.9):
         schedule_of_one = Schedule.from_config(TrainConfig(steps=1, lr=0.4, schedule=schedule, warmup=warmup), 1, 1)

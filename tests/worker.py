@@ -13,24 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist import distributed, engine, evaluation, preemption
+from cifar_dist.batches import Batches
 from cifar_dist.cli.exits import finish
 from cifar_dist.cli.train import main
 
 evaluation.EVAL_BLOCK = 7  # so that the small sets have several blocks for the ranks to share
-load_batch, train_step, vote_every_s = engine.load_batch, engine.train_step, preemption.VOTE_EVERY_S
+of_step, train_step, vote_every_s = Batches.of_step, engine.train_step, preemption.VOTE_EVERY_S
 
 
 def run(job: dict[str, Any]) -> None:
     """Run one job: {"argv", "record": a folder or None, "stop": {"rank", "step"} or None}."""
     rank = int(os.environ["RANK"])
 
-    def recording(run, epoch, places):
-        batch = load_batch(run, epoch, places)
-        digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in batch.images]
-        seen = [[epoch, place, digest] for place, digest in zip(places, digests, strict=True)]
-        with Path(job["record"], f"rank-{rank}.jsonl").open("a") as file:
-            file.write(json.dumps([run.state.progress.step, seen]) + "\n")
-        return batch
+    def recording(batches, step):
+        for batch in of_step(batches, step):
+            digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16] for image in batch.images]
+            visits = [divmod(position, batches.plan.num_images) for position in batch.positions.tolist()]
+            seen = [[*visit, digest] for visit, digest in zip(visits, digests, strict=True)]
+            with Path(job["record"], f"rank-{rank}.jsonl").open("a") as file:
+                file.write(json.dumps([step, seen]) + "\n")
+            yield batch
 
     def stopping(run, step, *rest):
         gradient_norm = train_step(run, step, *rest)
@@ -38,7 +40,7 @@ def run(job: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         return gradient_norm
 
-    engine.load_batch = recording if job["record"] else load_batch
+    Batches.of_step = recording if job["record"] else of_step
     engine.train_step = stopping if job["stop"] else train_step
     preemption.VOTE_EVERY_S = 0.0 if job["stop"] else vote_every_s
     status = main(job["argv"])

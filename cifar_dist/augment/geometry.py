@@ -18,13 +18,36 @@ def crop(images: Tensor, positions: Tensor, seed: int, pad: int = 4) -> Tensor:
     height, width = images.shape[-2:]
     top = random_integers(seed, Purpose.CROP_ROW, positions, 2 * pad + 1)
     left = random_integers(seed, Purpose.CROP_COLUMN, positions, 2 * pad + 1)
-    windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
-    return windows[torch.arange(len(images), device=images.device), :, top, left]
+    return windows(F.pad(images, (pad,) * 4), top, left, height, width)
 
 
 def flip(images: Tensor, positions: Tensor, seed: int) -> Tensor:
     """Mirror each image left-right with probability 1/2."""
     mirrored = random_integers(seed, Purpose.FLIP, positions, 2).bool()
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def shift(images: Tensor, positions: Tensor, seed: int, most: int = 2) -> Tensor:
+    """Move each image by up to `most` pixels either way, down and across; what comes in is its own reflection (Jordan 2024)."""
+    height, width = images.shape[-2:]
+    down = random_integers(seed, Purpose.SHIFT_ROW, positions, 2 * most + 1)
+    across = random_integers(seed, Purpose.SHIFT_COLUMN, positions, 2 * most + 1)
+    return windows(F.pad(images, (most,) * 4, "reflect"), down, across, height, width)
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """Cut a window (height, width) out of each of images (B, C, H, W), with its corner at `top`, `left`, both (B,)."""
+    views = images.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, H - height + 1, W - width + 1, height, width)
+    return views[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def alternate(images: Tensor, numbers: Tensor, epoch: int, seed: int) -> Tensor:
+    """Mirror a random half of the images in even epochs and the others in odd ones (Jordan 2024, section 3.6).
+
+    So that two epochs show both sides of every image, which independent draws do for half of them. `numbers` (B,) int64 are
+    those of the images in the training set.
+    """
+    mirrored = random_integers(seed, Purpose.FIRST_FLIP, numbers, 2) != epoch % 2
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 

@@ -23,6 +23,7 @@ SHARED = (
     "data_dir",
     "limit_eval",
     "mixed_precision",
+    "tta",
     "device",
     "threads",
 )  # options that mean what they mean to train.py
@@ -88,7 +89,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
 
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
-    result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator)
+    result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
     console.result_table(result, dataset.classes, f"{about['model']}, {options.split} images of {dataset.name}")
     console.say(
         f"accuracy {result.accuracy:.2%}, top-2 {result.top2_accuracy:.2%}, loss {result.loss:.4f} on {result.num_images:,} images"

@@ -39,7 +39,7 @@ class Split:
     def gather(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return (images (B, 3, 32, 32) uint8, targets (B,) int64) at `places` (B,) int64 of this split."""
         index = self.index[places]
-        return self.images[index], self.targets[index]
+        return self.images.index_select(0, index), self.targets.index_select(0, index)
 
     def pixels(self) -> np.ndarray:
         """Return all images of this split, in its order, as people look at them: (N, 32, 32, 3) uint8, on the CPU."""

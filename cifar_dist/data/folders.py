@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from cifar_dist.data.cache import Decoded
 from cifar_dist.errors import UserError
@@ -78,6 +77,8 @@ def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_file(path: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError  # only needed without a cache
+
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))

@@ -20,7 +20,7 @@ from cifar_dist.doctor.cached_data import cache_folder
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, duration, ok, size, warning
 from cifar_dist.doctor.wire import finish
-from cifar_dist.engine import Run, forward, load_batch, settle_gradient_buckets, train_step
+from cifar_dist.engine import Run, forward, settle_gradient_buckets, train_step
 from cifar_dist.errors import UserError
 from cifar_dist.evaluation import EVAL_BLOCK
 from cifar_dist.losses import training_loss
@@ -134,10 +134,10 @@ def activation_bytes(run: Run) -> tuple[int, int]:
 
     places = max(run.plan.micro_batches(0, run.rank), key=len)
     with run.accelerator.no_sync(state.model), state.statistics.frozen():
-        batch = load_batch(run, 0, places)
+        batch = run.batches.load(0, torch.arange(places.start, places.stop, device=run.device))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             outputs = forward(run, batch)
-            loss, _ = training_loss(state.bare, outputs, batch.labels, run.config.label_smoothing, progress=0.0)
+            loss = training_loss(state.bare, outputs, batch.labels, run.config.label_smoothing, progress=0.0)
         run.accelerator.backward(loss)
     state.optimizer.zero_grad(set_to_none=True)
     return len(places), sum(kept.values())

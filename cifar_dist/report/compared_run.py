@@ -1,17 +1,11 @@
 """What a comparison keeps of a run: its results and a short curve in place of thousands of lines."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
 
 from cifar_dist import curves
 from cifar_dist.errors import UserError
-from cifar_dist.models import build_model
 from cifar_dist.report.record import RunRecord
 
 FORWARD_AND_BACKWARD = 3  # a backward pass multiplies twice as often as a forward pass
@@ -126,29 +120,10 @@ def planned_steps(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> int 
 
 def training_macs(config: Mapping[str, Any], num_classes: int) -> int | None:
     """Return the multiply-accumulates to train on one image; None where the model isn't known."""
-    macs = forward_macs(config.get("model", ""), tuple(config.get("model_options", ())), num_classes)
-    return None if macs is None else FORWARD_AND_BACKWARD * macs
-
-
-@cache
-def forward_macs(name: str, options: tuple[str, ...], num_classes: int) -> int | None:
-    """Return what the `summary` command counts; None if the model isn't known.
-
-    Counted anew on a real image: the counter of torch, and tensors without memory, take seconds to import.
-    """
-    counts: list[int] = []
-
-    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        weight = getattr(module, "weight", None)
-        if weight is not None and weight.ndim > 1:  # each weight is used once at each place of the output
-            counts.append(weight.numel() * math.prod(output.shape[2:]))
+    from cifar_dist.models import forward_macs  # imports torch, which a comparison can start without
 
     try:
-        model = build_model(name, num_classes, options).eval()
-        for module in model.modules():
-            module.register_forward_hook(count)
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, 32, 32))
+        options = tuple(config.get("model_options", ()))
+        return FORWARD_AND_BACKWARD * forward_macs(config.get("model", ""), options, num_classes)
     except (UserError, RuntimeError, TypeError):
         return None
-    return sum(counts)
