@@ -10,6 +10,10 @@ import pytest
 from conftest import ROOT
 
 from cifar_dist.__main__ import main as package_main
+from cifar_dist.augment import AUGMENTATIONS
+from cifar_dist.models import MODELS
+from cifar_dist.randomness import Purpose
+from cifar_dist.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^    (accelerate launch .*)$", README, re.MULTILINE)]
@@ -36,6 +40,40 @@ def test_the_first_screen_has_the_two_commands_that_do_everything():
 def test_the_makefile_has_what_the_readme_and_contributing_name(target, expected):
     plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert expected in plan
+
+
+@pytest.mark.parametrize("name", [*MODELS, *RECIPES, *AUGMENTATIONS])
+def test_every_model_recipe_and_augmentation_is_named(name):
+    families = {"ghasemi2024/": "`ghasemi2024/1` … `/15`"}
+    word = next((text for prefix, text in families.items() if name.startswith(prefix)), f"`{name}`")
+    assert word in README
+
+
+def walkthrough_hunks() -> list[tuple[str, str, str]]:
+    """The diffs of CONTRIBUTING.md: (path, the lines it finds, the lines it leaves)."""
+    hunks: list[tuple[str, str, str]] = []
+    for block in re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL):
+        for path, lines in re.findall(r"^--- a/(.*)\n\+\+\+ b/.*\n((?:(?!--- ).*\n)*)", block, re.MULTILINE):
+            for hunk in re.split(r"^@@\n", lines, flags=re.MULTILINE):
+                old, new = (
+                    "".join(line[1:] + "\n" for line in hunk.splitlines() if line[:1] in (" ", s)) for s in "-+"
+                )
+                hunks.append((path, old, new))
+    return hunks
+
+
+def test_the_walkthroughs_of_contributing_fit_the_code_as_it_is():
+    hunks = walkthrough_hunks()
+    assert {path for path, _, _ in hunks} >= {
+        "cifar_dist/models/__init__.py",
+        "cifar_dist/recipes.py",
+        "tests/test_models.py",
+    }
+    for path, old, new in hunks:
+        assert (ROOT / path).read_text().count(old) == 1 or not old, f"{path}:\n{old}"
+        assert new != old
+    (number,) = (re.search(r"GREYSCALE = (\d+)", new) for *_, new in hunks if "GREYSCALE = " in new)
+    assert int(number[1]) == max(Purpose) + 1  # one that nothing else uses
 
 
 # These need a server, a network or a cluster, and have tests of their own.

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from cifar_dist.models import MODELS
+from cifar_dist.muon import MOMENTUM
 from cifar_dist.recipes import ATTEMPTS, PUBLISHED, RECIPES, models_of
 from cifar_dist.sampling import BatchPlan
 
@@ -99,6 +100,23 @@ def test_zhang_is_as_in_the_paper():
     c = RECIPES["zhang"](None)
     assert (c.optimizer, c.lr, c.weight_decay, c.decay_all) == ("adam", 0.01, 0.003, True)
     assert (c.batch_size, c.epochs, c.schedule, c.step_epochs, c.lr_factor) == (64, 70, "step", 15, 0.1)
+
+
+def test_speed94_is_as_in_the_script_whose_loss_is_a_sum_over_the_batch():
+    c = RECIPES["speed94"](None)
+    assert (c.model, c.model_options, c.optimizer, c.lr, c.momentum, MOMENTUM) == (
+        "speednet",
+        (),
+        "muon",
+        0.24,
+        0.85,
+        0.6,
+    )
+    assert (c.bias_lr, c.head_lr, c.weight_decay) == pytest.approx((0.053 * 2000, 0.67 * 2000, 2e-6 * 2000))
+    assert (c.epochs, c.batch_size, c.drop_last, c.val_fraction) == (8, 2000, True, 0)
+    assert BatchPlan.from_config(c, 50_000, 1).total_steps == 200
+    assert (c.label_smoothing, c.schedule, c.warmup, c.tta) == (0.2, "linear", 0, True)
+    assert set(c.augment) == {"shift", "alternate"}
 
 
 def test_every_published_number_belongs_to_a_recipe_and_one_of_its_models():
