@@ -151,7 +151,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first round")
     parser.add_argument("--only", choices=("published", "ours"), help="one side alone, for accuracy")
-    parser.add_argument("--ours", nargs="*", default=[], help="more options of ours, such as --ours=--compile")
+    parser.add_argument(
+        "--ours", nargs="*", action="extend", default=[], help="more options of ours, such as --ours=--compile"
+    )
     options = parser.parse_args()
     measured: dict[str, list[dict[str, Any]]] = {"published": [], "ours": []}
     for i in range(options.rounds):

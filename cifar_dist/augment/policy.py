@@ -33,7 +33,10 @@ def trivial(pixels: Tensor, positions: Tensor, seed: int) -> Tensor:
 
 def strength(signed: Tensor, most: float) -> Tensor:
     """Bins in -30 .. 30 -> -most .. most."""
-    return signed.float().mul(most).div(BINS - 1)
+    values = signed.float().mul(most)
+    return values / values.new_full(
+        (), BINS - 1
+    )  # a GPU would multiply by a number's reciprocal, which rounds differently
 
 
 def _kept(pixels: Tensor, _signed: Tensor) -> Tensor:
