@@ -13,8 +13,8 @@ test: setup-dev ## the fast tests
 test-slow: setup-dev ## the tests with several real processes
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: setup-dev ## the tests that need a GPU
-	$(BIN)/python -m pytest -m gpu
+test-gpu: setup-dev ## the tests that need a GPU, ten minutes at most; again for what is left
+	$(BIN)/python benchmarks/gpu.py correctness
 
 lint: setup-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -146,8 +146,9 @@ class TrainConfig:
     )
 
     seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=SEED)
-    mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", "arithmetic of the forward and backward pass (default: the launcher's)"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = option(
+        "no",
+        "arithmetic of the forward and backward pass; auto is bf16 where all processors compute in it (default: the launcher's)",
     )
     gradient_compression: Literal["no", "bf16"] = option(
         "no", "how processes send one another gradients; bf16 halves the bytes, and rounds"

@@ -1,4 +1,4 @@
-"""What makes a CPU fast: memory that is kept, no denormal numbers, and as many threads as a step is worth (docs/PERFORMANCE.md)."""
+"""What makes a CPU fast: memory that is kept, no denormal numbers, and nothing that a step is too small for (docs/PERFORMANCE.md)."""
 
 import ctypes
 import sys
@@ -8,7 +8,9 @@ import torch
 from cifar_dist.config import TrainConfig
 from cifar_dist.models import forward_macs
 
-MACS_PER_THREAD = 4e6  # multiply-accumulates of a forward pass under which sharing them out costs more than it saves
+WORTHWHILE_MACS = (
+    4e6  # multiply-accumulates of a forward pass, under which another thread, or oneDNN, costs more than it saves
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -34,8 +36,31 @@ def keep_memory() -> None:
 
 def worthwhile_threads(config: TrainConfig, world_size: int, cores: int) -> int:
     """Return how many of `cores` a step of this configuration keeps busy: a number of the configuration, not of the moment."""
+    return max(1, min(cores, int(macs_at_once(config, world_size) / WORTHWHILE_MACS)))
+
+
+def worth_onednn(config: TrainConfig, world_size: int) -> bool:
+    """Whether training steps gain from oneDNN, whose convolutions are fast but slow to begin. Only they compute in bf16."""
+    plain = config.mixed_precision == "no" and not config.compile
+    return not plain or macs_at_once(config, world_size) >= WORTHWHILE_MACS
+
+
+def uses_onednn() -> bool:
+    return bool(torch.backends.mkldnn.enabled)
+
+
+def use_onednn(use: bool) -> None:
+    torch.backends.mkldnn.enabled = use  # type: ignore[assignment] # a property, typed as what it is made of
+
+
+def macs_at_once(config: TrainConfig, world_size: int) -> int:
+    """Return the multiply-accumulates of the largest forward pass of a step: of a process's share, micro-batch or shard."""
     share = -(-config.batch_size // world_size)
     shards = config.virtual_shards if config.batch_norm == "virtual" else 1
     images = min(config.micro_batch_size or share, max(1, share // max(1, shards // world_size)))
-    macs = forward_macs(config.model, config.model_options)
-    return max(1, min(cores, int(images * macs / MACS_PER_THREAD)))
+    return images * forward_macs(config.model, config.model_options)
+
+
+def computes_in_bf16() -> bool:
+    """Whether this processor has bf16 instructions; others would emulate them, slowly."""
+    return torch.cpu._is_avx512_bf16_supported()

@@ -6,7 +6,7 @@ Nothing else calls torch.distributed but `doctor/wire.py`, which must work where
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from accelerate.utils import DDPCommunicationHookType
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.cpu import prepare_cpu
+from cifar_dist.cpu import computes_in_bf16, prepare_cpu, use_onednn, worth_onednn
 from cifar_dist.errors import UserError
 
 T = TypeVar("T")
@@ -117,6 +117,15 @@ def check_precision(config: TrainConfig) -> None:
         raise UserError("--mixed-precision fp16 needs a GPU (a CPU would silently compute in fp32); use bf16 or no")
 
 
+def choose_precision(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with bf16 for auto where the processors of all processes compute in it, else no. Collective."""
+    if config.mixed_precision != "auto":
+        return config
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if uses_gpu(config) else computes_in_bf16()
+    slow = sum_across_ranks(torch.tensor(not fast, dtype=torch.int64, device=PartialState().device))
+    return replace(config, mixed_precision="no" if slow else "bf16")
+
+
 def uses_gpu(config: TrainConfig) -> bool:
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
     return torch.cuda.is_available() and config.device != "cpu" and not wants_cpu
@@ -146,6 +155,7 @@ def accelerate(config: TrainConfig) -> Accelerator:
     """Return the Accelerator of a joined group, set up as the configuration asks. Raises `UserError`."""
     check_precision(config)  # of a run that goes on, known only now
     prepare_cpu(config, world_size(), default_threads())
+    use_onednn(uses_gpu(config) or worth_onednn(config, world_size()))
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from cifar_dist.augment import Normalize
 from cifar_dist.compiling import eagerly
+from cifar_dist.cpu import use_onednn, uses_onednn
 from cifar_dist.data import Split
 from cifar_dist.distributed import sum_across_ranks
 from cifar_dist.metrics import EvalResult
+from cifar_dist.models import memory_format
 from cifar_dist.models.som import Som
 from cifar_dist.sampling import cut
 
@@ -31,7 +34,6 @@ def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor
         yield places, *split.gather(places)
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     split: Split,
@@ -45,19 +47,33 @@ def evaluate(
     An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
     weighted mean over `six_views`. A compiled model isn't compiled again for this.
     """
-    training = model.training
-    model.eval()
     logits = torch.zeros(len(split), num_classes, device=accelerator.device)
-    for places, pixels, _ in eval_blocks(split, accelerator):
-        images = normalize(pixels)
-        with accelerator.autocast(), eagerly(model):
+    with prepared(model), torch.inference_mode(), accelerator.autocast(), eagerly(model):
+        for places, pixels, _ in eval_blocks(split, accelerator):
+            images = normalize(pixels)
             for weight, view in six_views(images) if tta else ((1.0, images),):
                 logits[places] += weight * model(view).float()
-    model.train(training)
     result = EvalResult.of(sum_across_ranks(logits).cpu(), split.labels())
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """Have the model evaluate, and with oneDNN, which training may do without: as every other process would evaluate it."""
+    training, onednn = model.training, uses_onednn()
+    model.eval()
+    if not onednn:
+        use_onednn(True)
+        model.to(memory_format=memory_format(model))
+    try:
+        yield
+    finally:
+        if not onednn:
+            use_onednn(False)
+            model.to(memory_format=memory_format(model))
+        model.train(training)
 
 
 def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:

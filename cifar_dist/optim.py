@@ -1,14 +1,33 @@
 """The optimizer, its parameter groups, and the moving average of the weights."""
 
 import copy
-from typing import Any
+import inspect
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cifar_dist import muon
 from cifar_dist.config import TrainConfig
-from cifar_dist.muon import Muon
+
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def unwrapped(kind: type[Kind]) -> type[Kind]:
+    """Return the same optimizer without what torch puts around its methods: hooks, and what keeps its compiler out of them.
+
+    For that it imports the compiler: a second or more of a start. And around small steps they take as long as the step itself.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])
+    methods["step"].hooked = True  # as torch marks what it has wrapped
+    return cast(type[Kind], type(kind.__name__, (kind,), methods))
+
+
+SGD, Adam = unwrapped(torch.optim.SGD), unwrapped(torch.optim.Adam)
+AdamW, Muon = unwrapped(torch.optim.AdamW), unwrapped(muon.Muon)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -25,8 +44,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         # A first step that overflows, as fp16's does, leaves the fused kernel a momentum of whatever was in memory.
         fused = config.mixed_precision != "fp16"
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    return {"adam": Adam, "adamw": AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
 
 
 def muon_groups(parameters: list[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:

@@ -259,6 +259,7 @@ def speed94(model: str | None) -> TrainConfig:
         head_lr=1340.0,
         weight_decay=0.004,
         label_smoothing=0.2,
+        mixed_precision="auto",
         schedule="linear",
         eval_every=8,
         log_every=5,

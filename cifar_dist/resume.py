@@ -144,7 +144,8 @@ def recorded_config(
 ) -> TrainConfig:
     """Return the configuration the run was started with, under the options given now, where those may change."""
     old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
-    now = {*THIS_START, *given} - ({"data"} if config.data == "auto" else set())  # auto: whatever was taken then
+    # auto: whatever was taken then.
+    now = {*THIS_START, *given} - {name for name in ("data", "mixed_precision") if getattr(config, name) == "auto"}
     merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
     if changed := changed_fields(recorded["config"], merged):
         name = changed[0]

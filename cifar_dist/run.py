@@ -95,7 +95,7 @@ def leave_nothing(path: Path) -> None:
 
 def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
     """Load the data, build the state, put a checkpoint into it, and show and record what will be done."""
-    config, folder = with_recorded_threads(opening), RunFolder(opening.path)
+    config, folder = distributed.choose_precision(with_recorded_threads(opening)), RunFolder(opening.path)
     accelerator = distributed.accelerate(config)
     device = accelerator.device
     console.say(f"preparing data: {config.data}", "dim")
@@ -191,6 +191,7 @@ def test(run: Run) -> None:
     result = None
     if config.test:
         result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator, config.tta)
+        run.state.progress.seconds += run.stopwatch.elapsed_since_last_read()
 
     def write() -> None:
         if result:

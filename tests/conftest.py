@@ -67,6 +67,7 @@ def _same_process_again():
         signal.signal(number, handler)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
+    torch.backends.mkldnn.enabled = True
     torch.use_deterministic_algorithms(False)
     AcceleratorState._reset_state(True)
 

@@ -127,6 +127,21 @@ def test_the_launchers_precision_counts_unless_ours_is_given(train, monkeypatch)
     assert train("--mixed-precision", "no", name="b").json("config.json")["config"]["mixed_precision"] == "no"
 
 
+@pytest.mark.parametrize(("bf16", "taken"), [(True, "bf16"), (False, "no")])
+def test_auto_takes_the_precision_that_the_processor_has_and_keeps_to_it(train, monkeypatch, bf16, taken):
+    from test_engine import stop_after
+
+    monkeypatch.setattr("cifar_dist.distributed.computes_in_bf16", lambda: bf16)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert train("--mixed-precision", "auto").json("config.json")["config"]["mixed_precision"] == taken
+    monkeypatch.setattr("cifar_dist.distributed.computes_in_bf16", lambda: not bf16)  # goes on elsewhere
+    gone_on = train("--mixed-precision", "auto")
+    assert gone_on.status == 0
+    assert gone_on.json("config.json")["config"]["mixed_precision"] == taken
+    assert train("--mixed-precision", taken, name="asked").weights() == gone_on.weights()
+
+
 def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as error:
         train_command.main(["--help"])

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.cpu import MACS_PER_THREAD, prepare_cpu, worthwhile_threads
+from cifar_dist.cpu import WORTHWHILE_MACS, prepare_cpu, worth_onednn, worthwhile_threads
 from cifar_dist.models import forward_macs
 
 LENET = TrainConfig(model="lenet", epochs=1)
@@ -33,8 +33,8 @@ def test_threads_grow_with_the_step_from_one_to_all_cores(model):
 
 
 def test_what_counts_is_what_a_process_computes_at_once():
-    """By hand: as many threads as MACS_PER_THREAD go into the images of a micro-batch, or of a shard."""
-    per_thread = MACS_PER_THREAD / forward_macs("lenet")
+    """By hand: as many threads as WORTHWHILE_MACS go into the images of a micro-batch, or of a shard."""
+    per_thread = WORTHWHILE_MACS / forward_macs("lenet")
     for config, world_size, images in (
         (replace(LENET, batch_size=120), 1, 120),
         (replace(LENET, batch_size=120), 4, 30),
@@ -61,6 +61,15 @@ def test_threads_that_were_asked_for_are_taken():
         assert torch.get_num_threads() == given
     prepare_cpu(replace(LENET, batch_size=4), world_size=1, cores=2)
     assert torch.get_num_threads() == 1
+
+
+def test_only_plain_small_steps_do_without_onednn():
+    small = replace(LENET, batch_size=4)
+    images = -(-int(WORTHWHILE_MACS) // forward_macs("lenet"))  # the first batch that is worth it
+    assert not worth_onednn(small, 1) and not worth_onednn(replace(LENET, batch_size=images - 1), 1)
+    assert worth_onednn(replace(LENET, batch_size=images), 1) and worth_onednn(RESNET, 1)
+    assert not worth_onednn(replace(LENET, batch_size=4 * images - 4), 4)
+    assert worth_onednn(replace(small, mixed_precision="bf16"), 1) and worth_onednn(replace(small, compile=True), 1)
 
 
 FAULTS = """

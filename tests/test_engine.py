@@ -71,7 +71,7 @@ def test_the_best_weights_on_validation_are_kept_and_tested(train):
 
 @pytest.mark.parametrize("micro_batch_size", ["32", "5", "1"])
 def test_accumulation_takes_the_same_step_as_the_whole_batch(train, micro_batch_size):
-    plain = ["--steps", "10", "--val-fraction", "0", "--schedule", "constant", "--warmup", "0"]
+    plain = ["--steps", "10", "--val-fraction", "0", "--schedule", "constant", "--warmup", "0", "--lr", "0.01"]
     whole = load(train(*plain, name="whole").weights())
     cut = load(train(*plain, "--micro-batch-size", micro_batch_size, name="cut").weights())
     for name, value in whole.items():

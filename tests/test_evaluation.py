@@ -54,6 +54,27 @@ def test_evaluation_equals_a_loop_over_single_images(monkeypatch, block, tta):
     assert result.num_images == 11
 
 
+@pytest.mark.parametrize("name", ["lenet", "zhang"])
+def test_evaluation_is_bit_for_bit_the_same_where_training_does_without_onednn(name):
+    """Weights of a run with small steps: evaluated between them, and by a process that knows nothing of them."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (600, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = Split(pixels, torch.randint(0, 10, (600,), generator=generator), torch.arange(600))
+    results, strides = {}, {}
+    for onednn in (True, False):
+        torch.backends.mkldnn.enabled = onednn
+        torch.manual_seed(0)
+        model = build_model(name)
+        strides[onednn] = [p.stride() for p in model.parameters()]
+        results[onednn] = evaluate(model, split, NORMALIZE, 10, Accelerator(cpu=True)).logits
+        assert torch.backends.mkldnn.enabled == onednn
+        assert [p.stride() for p in model.parameters()] == strides[onednn]
+        model(IMAGES).sum().backward()  # can still be trained
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert strides[True] != strides[False]
+    assert torch.equal(results[True], results[False])
+
+
 def test_a_run_is_tested_with_the_views_it_asks_for_and_validated_without(train, data_dir):
     plain, augmented = train(name="plain"), train("--tta", name="tta")
     assert plain.weights() == augmented.weights()

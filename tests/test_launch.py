@@ -14,6 +14,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from conftest import ROOT, Result
 
 from cifar_dist import distributed
+from cifar_dist.config import TrainConfig
+from cifar_dist.cpu import worthwhile_threads
 from cifar_dist.distributed import LaunchRequest, launch_request
 
 CONFIGS = sorted((ROOT / "launch").glob("*.yaml"))
@@ -88,11 +90,13 @@ def test_a_config_starts_what_its_name_says(words, world_size, folders, data_dir
         pytest.skip("fewer than two GPUs")
     ((status, output),) = finish(accelerate_launch(words.split(), tmp_path / "run", folders, data_dir))
     assert status == 0, output
-    start = Result(0, tmp_path / "run").json("config.json")["starts"][-1]
+    record = Result(0, tmp_path / "run").json("config.json")
+    start = record["starts"][-1]
     assert start["world_size"] == world_size
     assert start["device"].startswith("cpu") == ("cpu" in words), start
     cores = len(os.sched_getaffinity(0))
-    assert start["threads_per_process"] == max(1, cores // world_size)
+    config = TrainConfig.from_dict(record["config"])
+    assert start["threads_per_process"] == worthwhile_threads(config, world_size, max(1, cores // world_size))
 
 
 @pytest.mark.slow

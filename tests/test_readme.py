@@ -32,7 +32,7 @@ def test_the_first_screen_has_the_two_commands_that_do_everything():
         ("train", "accelerate launch train.py --model resnet --data auto"),
         ("test", 'python -m pytest -m "not slow"'),
         ("test-slow", "python -m pytest -m slow"),
-        ("test-gpu", "python -m pytest -m gpu"),
+        ("test-gpu", "python benchmarks/gpu.py correctness"),
         ("lint", "ruff check"),
         ("type", "mypy"),
     ],

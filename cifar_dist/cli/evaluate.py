@@ -70,7 +70,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     distributed.join(TrainConfig(epochs=1, **shared))
     path = distributed.on_all(lambda: weights_path(options.checkpoint))
     model, about = distributed.on_all(lambda: load_weights(path))
-    config = TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared})
+    config = distributed.choose_precision(
+        TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared})
+    )
     accelerator = distributed.accelerate(config)
     console = Console(speaks=accelerator.is_main_process)
     name = options.data or about["data"]

@@ -66,10 +66,11 @@ def build_model(name: str, num_classes: int = 10, options: Sequence[str] = ()) -
 def memory_format(model: nn.Module) -> torch.memory_format:
     """Return how a model's filters and images lie in memory.
 
-    Convolutions read all channels of a pixel together: 1.0 to 1.5 times as fast on a CPU, never slower (docs/PERFORMANCE.md).
+    Convolutions read all channels of a pixel together: 1.0 to 1.5 times as fast on a CPU, never slower (docs/PERFORMANCE.md);
+    but those of torch itself, without oneDNN, a channel after the other.
     """
     has_filters = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return torch.channels_last if has_filters else torch.contiguous_format
+    return torch.channels_last if has_filters and torch.backends.mkldnn.enabled else torch.contiguous_format
 
 
 @cache
@@ -94,7 +95,10 @@ def forward_macs(name: str, options: tuple[str, ...] = (), num_classes: int = 10
 
 
 def check_model(name: str, options: Sequence[str]) -> None:
-    """Raise `UserError` where the model can't be built; costs no memory."""
+    """Raise `UserError` where the model can't be built with these options; costs no memory."""
+    if not options:
+        lookup(MODELS, name, "model")
+        return
     try:
         with torch.device("meta"):
             build_model(name, options=options)
