@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cifar_dist.augment import MIXES, Normalize, Visits, augment, partner_places
+from cifar_dist.augment import MIXES, Normalize, Visits, augment, partner_places, shrunk
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import Split
 from cifar_dist.losses import Labels
@@ -18,7 +18,7 @@ IMAGES_AT_ONCE = 512  # for steps of fewer, whose own time an operation's fixed 
 class Batch(NamedTuple):
     """What one micro-batch holds, on the device."""
 
-    images: Tensor  # (B, 3, 32, 32) float32
+    images: Tensor  # (B, 3, S, S) float32; S is 32, or --early-size
     labels: Labels
     positions: (
         Tensor  # (B,) int64: global sample positions, one for each visit of an image, which decide all randomness
@@ -68,7 +68,22 @@ class Batches:
                 partners, others = gather(partner_places(positions, config.seed, num_images))
                 images, share = MIXES[name](images, partners, positions, config.seed)
                 labels = Labels(targets, others, share)
+        if size := self.size(epoch):
+            images = shrunk(images, size)
         return Batch(images.contiguous(memory_format=self.memory_format), labels, positions)
+
+    def size(self, epoch: int) -> int | None:
+        """Return the side, in pixels, that images of `epoch`, counted from 0, are shrunk to; None where they aren't."""
+        epochs = -(-self.plan.total_steps // self.plan.steps_per_epoch)
+        return self.config.early_size if epoch < epochs // 2 else None
+
+    def first_steps(self) -> list[int]:
+        """Return the first step of each size of images."""
+        per_epoch = self.plan.steps_per_epoch
+        starts = range(0, self.plan.total_steps, per_epoch)
+        return [
+            step for step in starts if step == 0 or self.size(step // per_epoch) != self.size(step // per_epoch - 1)
+        ]
 
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:
         """Make micro-batch `i` of `step`, and with it the next ones of the epoch that are small enough."""

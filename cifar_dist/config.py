@@ -19,6 +19,7 @@ POSITIVE = Bound("greater than 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
 SEED = Bound("in [0, 2**63)", lambda x: 0 <= x < 2**63)
 SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+EARLY_SIZE = Bound("in [8, 32)", lambda x: 8 <= x < 32)
 FOLDS = Bound("2 or greater", lambda x: x >= 2)
 
 
@@ -75,6 +76,12 @@ class TrainConfig:
         "mean_std", "inputs: (x - mean) / std of the training images, or half: x in [-1, 1]"
     )
     augment: tuple[str, ...] = option(("crop", "flip"), "augmentations in order, of those listed below; none for none")
+
+    early_size: int | None = option(
+        None,
+        "progressive resizing: side in pixels of the images of the first half of the epochs (default: as they are)",
+        must_be=EARLY_SIZE,
+    )
 
     epochs: int | None = option(None, "passes over the training images", must_be=POSITIVE)
     steps: int | None = option(None, "optimizer steps, in place of --epochs", must_be=POSITIVE)

@@ -186,17 +186,18 @@ def settle_gradient_buckets(run: Run) -> None:
 
 
 def compile_first(run: Run) -> None:
-    """Do a pass that leaves no trace, so that compiling the model isn't counted as training."""
+    """Do a pass over each size of images that leaves no trace, so that compiling the model isn't counted as training."""
     if not run.config.compile:
         return
     state, start = run.state, time.monotonic()
     run.console.say("compiling the model; the next run finds what is compiled now", "dim")
     before = [buffer.clone() for buffer in state.bare.buffers()]
-    weights = run.plan.statistics_weights(0, run.rank)
-    for i, batch in enumerate(run.batches.of_step(0)):
-        state.statistics.weigh(weights, i)
-        with run.accelerator.no_sync(state.model):
-            forward(run, batch).sum().backward()
+    for step in run.batches.first_steps():
+        weights = run.plan.statistics_weights(step, run.rank)
+        for i, batch in enumerate(run.batches.of_step(step)):
+            state.statistics.weigh(weights, i)
+            with run.accelerator.no_sync(state.model):
+                forward(run, batch).sum().backward()
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, values in zip(state.bare.buffers(), before, strict=True):
         buffer.copy_(values)

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from cifar_dist.augment import AUGMENTATIONS, Normalize, Visits, augment, check_augmentations
 from cifar_dist.augment.colour import grey, jitter
-from cifar_dist.augment.geometry import alternate, crop, cutout, flip, rotate, shift
+from cifar_dist.augment.geometry import alternate, crop, cutout, flip, rotate, shift, shrunk
 from cifar_dist.augment.mix import MIXES, cutmix, mixup, partner_places
 from cifar_dist.augment.pipeline import ALTERNATE, COLOURS, GEOMETRY
 from cifar_dist.augment.policy import BINS, OPERATIONS, trivial
@@ -29,6 +30,16 @@ def smooth(size: int = 32) -> torch.Tensor:
     """An image (1, 3, size, size) that bilinear interpolation reproduces well, in [0, 255]."""
     y, x = torch.meshgrid(torch.linspace(0, 3, size), torch.linspace(0, 3, size), indexing="ij")
     return (127 + 120 * torch.stack((x.sin() * y.cos(), (x * y).sin(), (x - y).cos()))).unsqueeze(0)
+
+
+@pytest.mark.parametrize("size", [8, 20, 24, 31])
+def test_images_are_shrunk_as_pillow_does_it_however_a_batch_is_cut(size):
+    small = shrunk(IMAGES, size)
+    assert torch.equal(torch.cat([shrunk(piece, size) for piece in IMAGES.split((1, 40, 26))]), small)
+    for image, ours in zip(IMAGES[:5], small, strict=False):
+        for channel, shown in zip(image.numpy(), ours, strict=True):
+            theirs = np.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR))
+            torch.testing.assert_close(shown, torch.tensor(theirs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [(67,), (1, 66), (10, 0, 20, 30, 7), (1,) * 67])

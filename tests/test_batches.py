@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cifar_dist import batches
-from cifar_dist.augment import MIXES, Normalize, Visits, augment, partner_places
+from cifar_dist.augment import MIXES, Normalize, Visits, augment, partner_places, shrunk
 from cifar_dist.batches import Batch, Batches
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import Split
@@ -27,7 +27,7 @@ AUGMENT = (
 def split(num_images: int) -> Split:
     """Images of noise, of which only some, and not in order, are in the split."""
     generator = torch.Generator().manual_seed(num_images)
-    images = torch.randint(0, 256, (2 * num_images, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (2 * num_images, 3, 12, 12), dtype=torch.uint8, generator=generator)
     return Split(
         images, torch.arange(2 * num_images) % 10, torch.randperm(2 * num_images, generator=generator)[:num_images]
     )
@@ -58,6 +58,7 @@ def test_every_micro_batch_is_what_loading_it_alone_gives_and_memory_is_bounded(
     num_images, world_size = draw(st.integers(8, 60)), draw(st.integers(1, 5))
     batch_size = draw(st.integers(world_size, min(40, num_images)))
     options = {"batch_size": batch_size, "drop_last": draw(st.booleans()), "augment": draw(st.sampled_from(AUGMENT))}
+    options |= {"early_size": draw(st.none() | st.just(8))}
     if draw(st.booleans()):
         options["micro_batch_size"] = draw(st.none() | st.integers(1, 9))
     else:
@@ -91,10 +92,11 @@ def test_every_micro_batch_is_what_loading_it_alone_gives_and_memory_is_bounded(
     st.lists(st.integers(0, 19), min_size=1, max_size=8, unique=True),
     st.sampled_from(AUGMENT),
     st.integers(0, 2**63 - 1),
+    st.sampled_from([None, 8, 9]),
 )
-def test_an_image_depends_on_its_seed_epoch_and_place_alone(epoch, places, names, seed):
+def test_an_image_depends_on_its_seed_epoch_and_place_alone(epoch, places, names, seed, early_size):
     """The independent truth: one image at a time."""
-    made = make(20, batch_size=5, augment=names, seed=seed)
+    made = make(20, batch_size=5, augment=names, seed=seed, epochs=5, early_size=early_size)
     order, images = epoch_order(seed, epoch, 20), made.split
 
     def single(place: int) -> tuple[torch.Tensor, int]:
@@ -113,7 +115,9 @@ def test_an_image_depends_on_its_seed_epoch_and_place_alone(epoch, places, names
             partner, other = single(int(partner_places(position, seed, 20)))
             expected, share = MIXES[name](expected, partner, position, seed)
             assert (whole.labels.others[i], whole.labels.share[i]) == (other, share)
-        assert torch.equal(whole.images[i : i + 1], expected)
+        assert torch.equal(
+            whole.images[i : i + 1], shrunk(expected, early_size) if early_size and epoch < 2 else expected
+        )
     assert set(names) & set(MIXES) or whole.labels.others is None
 
 
@@ -125,6 +129,18 @@ def test_small_steps_are_made_together_and_large_ones_one_at_a_time():
         for step in range(made.plan.total_steps):
             list(made.of_step(step))
         assert loaded == expected
+
+
+def test_the_first_half_of_the_epochs_sees_images_of_the_early_size():
+    made = make(20, batch_size=5, epochs=5, early_size=9)
+    sides = [batch.images.shape[-1] for step in range(20) for batch in made.of_step(step)]
+    assert sides == [9] * 8 + [12] * 12
+    assert made.first_steps() == [0, 8]
+    assert (
+        make(20, batch_size=5, epochs=5).first_steps()
+        == make(20, batch_size=5, epochs=1, early_size=9).first_steps()
+        == [0]
+    )
 
 
 @pytest.mark.parametrize("again", [0, 3, 7])

@@ -17,6 +17,8 @@ WRONG = [
     ("--data no/such/folder", "--data no/such/folder is not a folder"),
     ("--augment crop flop", "unknown augmentation 'flop'. Did you mean 'flip'?"),
     ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU"),
+    ("--early-size 24", "--early-size 24: lenet can't take images of that size"),
+    ("--early-size 40", "--early-size must be in [8, 32), got 40"),
     ("--mixed-precision fp8", "unknown --mixed-precision 'fp8'"),
     ("--device gpu", "torch sees no GPU on this machine"),
     ("--seed 99999999999999999999", "--seed must be in [0, 2**63)"),

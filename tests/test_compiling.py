@@ -60,7 +60,8 @@ def test_a_compiled_run_computes_what_the_eager_one_does(fresh, data_dir, model)
 
 @pytest.mark.slow
 @needs_compiler
-def test_the_pass_that_compiles_leaves_no_trace(fresh, monkeypatch):
+@pytest.mark.parametrize(("options", "graphs"), [([], 1), (["--early-size", "20"], 2)])
+def test_the_pass_that_compiles_leaves_no_trace_and_nothing_to_compile(fresh, monkeypatch, options, graphs):
     seen, compile_first = [], engine.compile_first
 
     def watched(run: engine.Run) -> None:
@@ -70,11 +71,11 @@ def test_the_pass_that_compiles_leaves_no_trace(fresh, monkeypatch):
         assert all(torch.equal(after[name], value) for name, value in before.items())
         assert all(p.grad is None for p in run.state.bare.parameters())
         assert not run.state.optimizer.state and not run.state.sums.vector.any()
-        seen.append(len(before))
+        seen.append(counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(engine, "compile_first", watched)
-    assert fresh("--model", "zhang", "--epochs", "1", "--compile").status == 0
-    assert seen and counters["stats"]["unique_graphs"] == 1
+    assert fresh("--model", "zhang", "--epochs", "2", "--compile", *options).status == 0
+    assert seen == [graphs] and counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.slow

@@ -136,6 +136,7 @@ def test_an_interrupted_worker_of_a_launcher_exits_with_0(train, monkeypatch):
         # several steps are augmented at once, and the last one of an epoch holds a single image
         ["--batch-size", "5", "--epochs", "2", "--limit-train", "41", "--augment", "shift", "alternate", "cutmix"],
         ["--val-fraction", "0", "--drop-last", "--schedule", "one-cycle", "--warmup", "0.2"],
+        [*NORMS, "--early-size", "20"],
     ],
 )
 def test_stopping_at_any_step_and_going_on_changes_no_bit_and_no_line(train, monkeypatch, options):

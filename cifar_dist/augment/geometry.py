@@ -85,6 +85,11 @@ def warp(
     return F.grid_sample(images, torch.stack((across, down), dim=-1), "bilinear", "zeros", align_corners=False)
 
 
+def shrunk(images: Tensor, size: int) -> Tensor:
+    """Return the images with a side of `size` pixels, each the mean of what it covers, weighted linearly."""
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
 def cutout(images: Tensor, positions: Tensor, seed: int, size: int = 16) -> Tensor:
     """Zero one square of `size` pixels, centred anywhere, so partly outside (DeVries & Taylor 2017; 16 for CIFAR-10)."""
     centre = (Purpose.CUTOUT_ROW, Purpose.CUTOUT_COLUMN)

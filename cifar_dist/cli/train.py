@@ -8,7 +8,7 @@ from cifar_dist.augment import AUGMENTATIONS, check_augmentations
 from cifar_dist.cli.exits import FINISHED, INTERRUPTED, guarded
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import check_data_name
-from cifar_dist.models import ALIASES, MODELS, check_model
+from cifar_dist.models import ALIASES, MODELS, check_image_size, check_model
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, with_launcher_precision
 from cifar_dist.preemption import StopSignals
 from cifar_dist.recipes import RECIPES
@@ -42,6 +42,8 @@ def check_early(config: TrainConfig) -> None:
     """Raise `UserError` for what can be known before any process group, download or folder."""
     check_augmentations(config.augment)
     check_model(config.model, config.model_options)
+    if config.early_size:
+        check_image_size(config.model, config.model_options, config.early_size)
     check_batch(config, distributed.env_int("WORLD_SIZE", 1))
     if distributed.one_machine():  # others may not see the same files; then all ranks agree on what is wrong, later
         check_data_name(config.data)

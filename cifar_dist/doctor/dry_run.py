@@ -5,6 +5,7 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def build(config: TrainConfig) -> Run:
     folder = distributed.on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
     if not distributed.on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
-    config = distributed.choose_precision(config)
+    config = replace(distributed.choose_precision(config), early_size=None)  # later steps take the most
     accelerator = distributed.accelerate(config)
     dataset = distributed.on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
     splits = make_splits(dataset, config, accelerator.device)

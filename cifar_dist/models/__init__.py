@@ -107,6 +107,18 @@ def check_model(name: str, options: Sequence[str]) -> None:
         raise UserError(f"--model-options {' '.join(options)}: {name} can't be built like this ({reason})") from None
 
 
+def check_image_size(name: str, options: Sequence[str], size: int) -> None:
+    """Raise `UserError` where the model can't take images of `size` x `size` pixels."""
+    try:
+        with torch.inference_mode():
+            build_model(name, options=options).eval()(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--early-size {size}: {name} can't take images of that size ({reason}); leave it out"
+        ) from None
+
+
 def default_options(name: str) -> dict[str, Any]:
     """Return the options a model has, with their defaults."""
     parameters = inspect.signature(lookup(MODELS, name, "model")).parameters.values()
