@@ -211,14 +211,17 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--mixed-precision", default="no")  # which `best` alone has
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir", default="data")
     given = parser.parse_args()
     try:
         where = {"threads": given.threads, "device": "cpu", "data": given.data, "data_dir": given.data_dir}
-        config = configure(given.model, batch_size=given.batch_size, **where)
-        torch.set_num_threads(given.threads)
+        where |= {"batch_size": given.batch_size, "mixed_precision": given.mixed_precision}
+        config = distributed.choose_precision(configure(given.model, **where))
+        if given.threads:
+            torch.set_num_threads(given.threads)
         result = measure(LOOPS[given.loop](config), given.seconds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`speed94` beside the published airbench94_muon.py: same images, same device, same number of threads, in turns.
+"""`speed94` beside the published airbench94_muon.py: same data, same device, same number of threads, in turns.
 
     python benchmarks/speed94.py --script airbench94_muon.py --data FOLDER --steps 4 --rounds 5     time of a step, interleaved
     python benchmarks/speed94.py --script airbench94_muon.py --data FOLDER --full --rounds 3        whole runs: accuracy and time
@@ -8,7 +8,9 @@ is, but for where its images come from and how many runs it does; PORT lists all
 (compiled it was slower in every try, docs/EXPERIMENTS.md). A round is one process of each, the order alternating.
 
 Time is that of training and test-time-augmented evaluation, without imports, data loading and the script's own evaluation after
-every epoch. In the interleaved part it is the time between two batches, plus an epoch's preparation shared out over its steps.
+every epoch. In the interleaved part it is the time between two batches, plus an epoch's preparation shared out over its steps; our
+steps are those of the second half of a run, with images of full size. The script computes in half precision on a GPU and in
+float32 on a CPU; ours as its recipe says, in bf16 where the processor has it, or as --ours=--mixed-precision --ours=no says.
 """
 
 import argparse
@@ -116,7 +118,7 @@ def ours(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     words = ["--recipe", "speed94", "--data", options.data, "--data-dir", options.data_dir, "--seed", str(seed)]
     words += ["--threads", str(options.threads), "--wandb", "disabled", "--output-dir", "run", *options.ours]
     if not options.full:
-        words += ["--steps", str(options.steps + 1), "--log-every", "1", "--no-test"]
+        words += ["--steps", str(options.steps + 1), "--log-every", "1", "--no-test", "--early-size", "none"]
     subprocess.run([sys.executable, str(ROOT / "train.py"), *words], check=True, stdout=sys.stderr)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]

@@ -1,6 +1,6 @@
 """How fast we train, beside the bare loop and what users would write without us: images/s on CPUs, and ratios.
 
-    python benchmarks/throughput.py --cases lenet@4 resnet20@128 --threads 2 --json throughput.json
+    python benchmarks/throughput.py --cases lenet@4 resnet20@128 --json throughput.json
 
 A case is a model at a batch size, with recipe li2024 for lenet (no augmentation) and default for others. Five loops train it:
 
@@ -10,7 +10,8 @@ A case is a model at a batch size, with recipe li2024 for lenet (no augmentation
     c   tutorial     as PyTorch's tutorial has it: torchvision's CIFAR10, transforms, a DataLoader with two workers, loss.item()
     d   accelerate   as Accelerate's examples have it: everything prepared, a scheduler, the same DataLoader
 
-All run the same model with as many threads. a, c and d have torch's own optimizer and dropout and leave torch as it comes, but
+All run the same model. With --threads all have as many; without, a' and b choose for themselves and a, c and d have torch's
+default, which is all cores. a, c and d have torch's own optimizer and dropout and leave torch as it comes, but
 that a flushes denormal numbers to zero as b does. c and d crop and flip where the recipe does. Where CIFAR-10's archive isn't in
 --data-dir, they take the decoded images of --data and do with each what torchvision's CIFAR10 would: array, PIL image, transforms.
 
@@ -90,8 +91,13 @@ def measure(loop: str, case: Case, given: argparse.Namespace) -> Measured:
     first = "cifar_dist" if loop == "best" else "torch"  # which may set what the other reads
     command = [sys.executable, "-c", f"import {first}; from benchmarks.loops import main; main()", loop]
     command += ["--model", case.model, "--batch-size", str(case.batch_size), "--seconds", str(given.seconds)]
-    command += ["--threads", str(given.threads), "--data", given.data, "--data-dir", given.data_dir]
+    command += ["--data", given.data, "--data-dir", given.data_dir, *threads(given)]
+    command += ["--mixed-precision", given.mixed_precision]
     return json.loads(output(command, f"{case}: {loop}").splitlines()[-1])
+
+
+def threads(given: argparse.Namespace) -> list[str]:
+    return ["--threads", str(given.threads)] if given.threads else []
 
 
 def measure_ours(case: Case, given: argparse.Namespace, bare: Measured) -> Measured:
@@ -103,8 +109,8 @@ def measure_ours(case: Case, given: argparse.Namespace, bare: Measured) -> Measu
             "model": case.model,
             "recipe": bare["recipe"],
             "batch-size": case.batch_size,
+            "mixed-precision": given.mixed_precision,
             "steps": warm_up + bare["steps"],
-            "threads": given.threads,
             "device": "cpu",
             "data": given.data,
             "data-dir": given.data_dir,
@@ -117,7 +123,7 @@ def measure_ours(case: Case, given: argparse.Namespace, bare: Measured) -> Measu
             "output-dir": folder,
         }
         words = [f"--{key}={value}" for key, value in options.items()]
-        output([sys.executable, str(ROOT / "train.py"), "--no-test", *words], f"{case}: train.py")
+        output([sys.executable, str(ROOT / "train.py"), "--no-test", *words, *threads(given)], f"{case}: train.py")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         saved_steps = [int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*")]
         epoch_images = json.loads((folder / "config.json").read_bytes())["dataset"]["train"]
@@ -222,14 +228,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=DEFAULT_CASES, metavar="MODEL@BATCH_SIZE")
     parser.add_argument("--rounds", type=positive(int), default=5)
     parser.add_argument("--seconds", type=positive(float), default=10.0, help="that a measurement counts, about")
-    parser.add_argument("--threads", type=positive(int), default=os.cpu_count() or 1, help="of each process")
+    parser.add_argument("--threads", type=positive(int), help="of each process (default: see above)")
+    parser.add_argument("--mixed-precision", choices=("no", "bf16", "auto"), default="no", help="of a' and b")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all numbers")
     given = parser.parse_args()
     console = Console(highlight=False)
     cases: list[dict[str, Any]] = []
-    record = {**machine(), "threads": given.threads, "seconds": given.seconds, "cases": cases}
+    record = {
+        **machine(),
+        "threads": given.threads,
+        "mixed_precision": given.mixed_precision,
+        "seconds": given.seconds,
+        "cases": cases,
+    }
     for case in given.cases:
         bare = measure("bare", case, given)
         rounds: list[dict[str, Measured]] = []

@@ -74,16 +74,12 @@ class Batches:
 
     def size(self, epoch: int) -> int | None:
         """Return the side, in pixels, that images of `epoch`, counted from 0, are shrunk to; None where they aren't."""
-        epochs = -(-self.plan.total_steps // self.plan.steps_per_epoch)
-        return self.config.early_size if epoch < epochs // 2 else None
+        return self.config.early_size if epoch < self.plan.epochs // 2 else None
 
-    def first_steps(self) -> list[int]:
-        """Return the first step of each size of images."""
-        per_epoch = self.plan.steps_per_epoch
-        starts = range(0, self.plan.total_steps, per_epoch)
-        return [
-            step for step in starts if step == 0 or self.size(step // per_epoch) != self.size(step // per_epoch - 1)
-        ]
+    def first_steps(self, done: int) -> list[int]:
+        """Return the first step of each size of images that is still to come after `done` steps."""
+        larger = self.plan.epochs // 2 * self.plan.steps_per_epoch
+        return [0, larger] if self.config.early_size and done < larger else [larger]
 
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:
         """Make micro-batch `i` of `step`, and with it the next ones of the epoch that are small enough."""

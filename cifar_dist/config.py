@@ -19,7 +19,7 @@ POSITIVE = Bound("greater than 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
 SEED = Bound("in [0, 2**63)", lambda x: 0 <= x < 2**63)
 SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
-EARLY_SIZE = Bound("in [8, 32)", lambda x: 8 <= x < 32)
+EARLY_SIZE = Bound("in [20, 32)", lambda x: 20 <= x < 32)  # below, batch norm may see a single value
 FOLDS = Bound("2 or greater", lambda x: x >= 2)
 
 
@@ -178,7 +178,9 @@ class TrainConfig:
         "auto: go on if the run folder has a checkpoint; never: start over; or a run or checkpoint folder",
         may_change=True,
     )
-    eval_every: int = option(1, "epochs between two validations", must_be=POSITIVE)
+    eval_every: int | None = option(
+        None, "epochs between two validations (default: 1, or a 50th of the run where that is more)", must_be=POSITIVE
+    )
     tta: bool = option(
         False, "test-time augmentation: test with the mean over six views of an image, mirrored and moved by a pixel"
     )
@@ -273,8 +275,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def changed_fields(recorded: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the fields a resumed run may not change but did, given a `to_dict()` read back from config.json."""
-    now = config.to_dict()
+def changed_fields(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Return the fields a resumed run may not change but did, given a `to_dict()` read back from config.json.
+
+    A field that the run's version didn't have yet is as if it had had its default.
+    """
+    then, now = TrainConfig.from_dict(recorded).to_dict(), config.to_dict()
     fixed = [f.name for f in fields(TrainConfig) if not f.metadata["may_change"]]
-    return [name for name in fixed if name in recorded and recorded[name] != now[name]]
+    return [name for name in fixed if then[name] != now[name]]

@@ -8,9 +8,7 @@ import torch
 from cifar_dist.config import TrainConfig
 from cifar_dist.models import forward_macs
 
-WORTHWHILE_MACS = (
-    4e6  # multiply-accumulates of a forward pass, under which another thread, or oneDNN, costs more than it saves
-)
+WORTHWHILE_MACS = 4e6  # multiply-accumulates of a forward pass that another thread, or oneDNN, is worth its trouble for
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -55,12 +53,14 @@ def use_onednn(use: bool) -> None:
 
 def macs_at_once(config: TrainConfig, world_size: int) -> int:
     """Return the multiply-accumulates of the largest forward pass of a step: of a process's share, micro-batch or shard."""
-    share = -(-config.batch_size // world_size)
-    shards = config.virtual_shards if config.batch_norm == "virtual" else 1
-    images = min(config.micro_batch_size or share, max(1, share // max(1, shards // world_size)))
+    if config.batch_norm == "virtual":  # the same on any number of processes, as all that they compute
+        images = -(-config.batch_size // config.virtual_shards)
+    else:
+        share = -(-config.batch_size // world_size)
+        images = min(config.micro_batch_size or share, share)
     return images * forward_macs(config.model, config.model_options)
 
 
 def computes_in_bf16() -> bool:
-    """Whether this processor has bf16 instructions; others would emulate them, slowly."""
+    """Whether this processor has AVX-512's bf16 instructions; others emulate them, slowly, or haven't been measured (Arm)."""
     return torch.cpu._is_avx512_bf16_supported()

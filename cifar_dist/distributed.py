@@ -134,6 +134,7 @@ def uses_gpu(config: TrainConfig) -> bool:
 def join(config: TrainConfig) -> None:
     """Join the process group, on GPUs or CPUs as the configuration asks. Raises `UserError` on every rank alike."""
     check_launch(config, launch_request())
+    torch.set_flush_denormal(True)  # see `prepare_cpu`; what happens before that may start threads too
     os.environ["OMP_NUM_THREADS"] = str(default_threads())  # Accelerate warns and chooses for itself where it is unset
     state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT)
     launched = env_int("WORLD_SIZE", 1)

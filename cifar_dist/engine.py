@@ -186,13 +186,13 @@ def settle_gradient_buckets(run: Run) -> None:
 
 
 def compile_first(run: Run) -> None:
-    """Do a pass over each size of images that leaves no trace, so that compiling the model isn't counted as training."""
+    """Do a pass over each size of images to come that leaves no trace, so that compiling the model isn't counted as training."""
     if not run.config.compile:
         return
     state, start = run.state, time.monotonic()
     run.console.say("compiling the model; the next run finds what is compiled now", "dim")
     before = [buffer.clone() for buffer in state.bare.buffers()]
-    for step in run.batches.first_steps():
+    for step in run.batches.first_steps(state.progress.step):
         weights = run.plan.statistics_weights(step, run.rank)
         for i, batch in enumerate(run.batches.of_step(step)):
             state.statistics.weigh(weights, i)

@@ -150,7 +150,7 @@ def recorded_config(
     if changed := changed_fields(recorded["config"], merged):
         name = changed[0]
         raise UserError(
-            f"the run in {path} has {flag(name)} {recorded['config'][name]}, not {getattr(merged, name)}; "
+            f"the run in {path} has {flag(name)} {recorded['config'].get(name)}, not {getattr(merged, name)}; "
             f"leave {flag(name)} out to go on, or use another --output-dir, or --resume never to start over"
         )
     return merged

@@ -108,6 +108,10 @@ def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, 
     check_equal(dataset.fingerprint, "the data")
     splits = make_splits(dataset, config, device)
     plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
+    if "early_size" in given and config.early_size and plan.epochs < 2:
+        raise UserError(
+            f"--early-size {config.early_size} is for the first half of the epochs, and a run of {plan.epochs} has none; leave it out"
+        )
     halves = (0.5,) * len(dataset.mean)
     mean, std = (halves, halves) if config.normalize == "half" else (dataset.mean, dataset.std)
     state = build_state(config, len(dataset.classes), accelerator)

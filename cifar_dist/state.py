@@ -33,7 +33,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     logged_step: int = 0  # where the last training line was written
-    seconds: float = 0.0  # spent training, over all starts
+    seconds: float = 0.0  # of training, evaluation and checkpoints, over all starts
     best_step: int | None = None
     best_correct: int = -1  # validation images recognised at best_step
     best_val: dict[str, Any] | None = None

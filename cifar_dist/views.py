@@ -82,7 +82,7 @@ class Views:
 
 
 def augmented_images(run: Run) -> tuple[np.ndarray, list[str]]:
-    """Return the first training images of the run as its first steps saw them, (N, 32, 32, 3) in [0, 1], and their labels."""
+    """Return the first training images of the run as its first steps saw them, (N, S, S, 3) in [0, 1], and their labels."""
     places = torch.arange(min(NUM_AUGMENTED, run.plan.num_images), device=run.device)
     with torch.inference_mode():
         images, labels, _ = run.batches.load(0, places)

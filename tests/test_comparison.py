@@ -379,6 +379,12 @@ def test_multiply_accumulates_are_those_of_the_summary(model):
 def test_compute_is_three_times_forward_of_all_images_and_unknown_for_unknown_models():
     run = make_run("a")
     assert run.macs == 3 * forward_macs("lenet", (), 2) * 200
+    half = {"model": "speednet", "early_size": 24}
+    small, large = forward_macs("speednet", size=24), forward_macs("speednet")
+    assert small == 61_621_024 and large == 118_147_360  # by hand: 12 x 24 x 23 x 23 + ...
+    for epochs, early in ((8, 4), (5, 2)):
+        expected = 3 * (early * small + (epochs - early) * large) / epochs
+        assert training_macs({**half, "epochs": epochs}, 10) == pytest.approx(expected, rel=1e-6)
     assert training_macs({"model": "transformer"}, 10) is None
 
 

@@ -46,3 +46,6 @@ def test_a_resume_may_change_speed_but_not_results():
     recorded = CONFIG.to_dict()
     assert changed_fields(recorded, replace(CONFIG, micro_batch_size=7, output_dir="x", threads=3)) == []
     assert changed_fields(recorded, replace(CONFIG, lr=0.2, seed=5)) == ["lr", "seed"]
+    del recorded["early_size"]  # of a version that didn't have it
+    assert changed_fields(recorded, CONFIG) == []
+    assert changed_fields(recorded, replace(CONFIG, early_size=24)) == ["early_size"]

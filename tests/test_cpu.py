@@ -69,6 +69,11 @@ def test_only_plain_small_steps_do_without_onednn():
     assert not worth_onednn(small, 1) and not worth_onednn(replace(LENET, batch_size=images - 1), 1)
     assert worth_onednn(replace(LENET, batch_size=images), 1) and worth_onednn(RESNET, 1)
     assert not worth_onednn(replace(LENET, batch_size=4 * images - 4), 4)
+    virtual = replace(
+        LENET, batch_size=5 * (images - 1), batch_norm="virtual", virtual_shards=4
+    )  # a quarter more, rounded up
+    assert all(worth_onednn(virtual, world_size) for world_size in (1, 2, 4))
+    assert not any(worth_onednn(replace(virtual, virtual_shards=8), world_size) for world_size in (1, 2, 4, 8))
     assert worth_onednn(replace(small, mixed_precision="bf16"), 1) and worth_onednn(replace(small, compile=True), 1)
 
 

@@ -117,6 +117,7 @@ def test_speed94_is_as_in_the_script_whose_loss_is_a_sum_over_the_batch():
     assert BatchPlan.from_config(c, 50_000, 1).total_steps == 200
     assert (c.label_smoothing, c.schedule, c.warmup, c.tta) == (0.2, "linear", 0, True)
     assert set(c.augment) == {"shift", "alternate"}
+    assert (c.early_size, c.mixed_precision) == (24, "auto")  # ours, not the script's
 
 
 def test_every_published_number_belongs_to_a_recipe_and_one_of_its_models():

@@ -97,3 +97,21 @@ def test_a_stratified_draw_depends_on_its_seed():
     targets = torch.arange(1000) % 10
     assert stratified(targets, 100, 0).tolist() != stratified(targets, 100, 1).tolist()
     assert torch.bincount(targets[stratified(targets, 100, 0)]).tolist() == [10] * 10
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [
+        (3, None, [1, 2, 3]),
+        (99, None, range(1, 100)),
+        (5, 2, [2, 4, 5]),
+        (100, 1, range(1, 101)),
+        (100, None, range(2, 101, 2)),
+        (164, None, [*range(3, 163, 3), 164]),
+        (200, None, range(4, 201, 4)),
+    ],
+)
+def test_validations_are_after_every_epoch_or_some_50_in_a_run_of_100_epochs_or_more(epochs, every, expected):
+    plan = BatchPlan.from_config(TrainConfig(epochs=epochs, batch_size=10), num_images=25, world_size=1)
+    ends = [step for step in range(1, plan.total_steps + 1) if plan.is_epoch_end(step, every)]
+    assert ends == [3 * epoch for epoch in expected]

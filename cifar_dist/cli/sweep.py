@@ -152,7 +152,7 @@ def resolve(runs: Sequence[Point], metric: Metric) -> list[Point]:
     """Return the runs with their values as `train.py` reads them, JSON-ready; raises `UserError` for the first wrong one."""
     parser = OneLineParser(allow_abbrev=False)
     add_flags(parser, TrainConfig)
-    check_once = cache(check_early)  # it builds the model, which takes 0.1 s of a resnet110, of any lr
+    check_once = cache(check_early)  # it may build the model, which takes 0.1 s of a resnet110, of any lr
     names, resolved = varying(runs), []
     for index, run in enumerate(runs):
         try:

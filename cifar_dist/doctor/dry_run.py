@@ -23,7 +23,7 @@ from cifar_dist.doctor.lines import Answer, Line, count, duration, ok, size, war
 from cifar_dist.doctor.wire import finish
 from cifar_dist.engine import Run, forward, settle_gradient_buckets, train_step
 from cifar_dist.errors import UserError
-from cifar_dist.evaluation import EVAL_BLOCK
+from cifar_dist.evaluation import EVAL_BLOCK, prepared
 from cifar_dist.losses import training_loss
 from cifar_dist.resume import new_folder, resume_source
 from cifar_dist.runlog import SUMMARY_FILE, RunFolder
@@ -89,7 +89,7 @@ def build(config: TrainConfig) -> Run:
     folder = distributed.on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
     if not distributed.on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
-    config = replace(distributed.choose_precision(config), early_size=None)  # later steps take the most
+    config = replace(distributed.choose_precision(config), early_size=None)  # the most memory, and the most time
     accelerator = distributed.accelerate(config)
     dataset = distributed.on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
     splits = make_splits(dataset, config, accelerator.device)
@@ -145,21 +145,18 @@ def activation_bytes(run: Run) -> tuple[int, int]:
     return len(places), sum(kept.values())
 
 
-@torch.inference_mode()
 def time_evaluation(run: Run) -> float:
     """Return the seconds of one block of evaluation on this rank."""
     model, split = run.state.eval_model, run.splits.test
     pixels, _ = split.gather(torch.arange(min(EVAL_BLOCK, len(split)), device=run.device))
-    model.eval()
     seconds = 0.0
-    for _ in range(2):  # the first warms up, unless it takes long anyway
-        if seconds < WARMUP_S:
-            start = time.perf_counter()
-            with run.accelerator.autocast():
+    with prepared(model), torch.inference_mode(), run.accelerator.autocast():
+        for _ in range(2):  # the first warms up, unless it takes long anyway
+            if seconds < WARMUP_S:
+                start = time.perf_counter()
                 model(run.normalize(pixels))
-            finish(run.device)
-            seconds = time.perf_counter() - start
-    model.train()
+                finish(run.device)
+                seconds = time.perf_counter() - start
     return seconds
 
 

@@ -74,8 +74,8 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 
 @cache
-def forward_macs(name: str, options: tuple[str, ...] = (), num_classes: int = 10) -> int:
-    """Return an image's multiply-accumulates in layers with weights, forward: what the `summary` command counts.
+def forward_macs(name: str, options: tuple[str, ...] = (), num_classes: int = 10, size: int = 32) -> int:
+    """Return the multiply-accumulates of an image of `size` x `size` in layers with weights, forward: what `summary` counts.
 
     Counted on a real image: the counter of torch, and tensors without memory, take seconds to import.
     """
@@ -90,7 +90,7 @@ def forward_macs(name: str, options: tuple[str, ...] = (), num_classes: int = 10
     for module in model.modules():
         module.register_forward_hook(count)
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 32, 32))
+        model(torch.zeros(1, 3, size, size))
     return sum(counts)
 
 
@@ -109,14 +109,17 @@ def check_model(name: str, options: Sequence[str]) -> None:
 
 def check_image_size(name: str, options: Sequence[str], size: int) -> None:
     """Raise `UserError` where the model can't take images of `size` x `size` pixels."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # others would start before `prepare_cpu` has said what they inherit
     try:
-        with torch.inference_mode():
-            build_model(name, options=options).eval()(torch.zeros(1, 3, size, size))
+        forward_macs(name, tuple(options), size=size)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"--early-size {size}: {name} can't take images of that size ({reason}); leave it out"
         ) from None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -119,11 +119,16 @@ def planned_steps(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> int 
 
 
 def training_macs(config: Mapping[str, Any], num_classes: int) -> int | None:
-    """Return the multiply-accumulates to train on one image; None where the model isn't known."""
+    """Return the multiply-accumulates to train on one image, the mean over the run; None where the model isn't known."""
     from cifar_dist.models import forward_macs  # imports torch, which a comparison can start without
 
     try:
         options = tuple(config.get("model_options", ()))
-        return FORWARD_AND_BACKWARD * forward_macs(config.get("model", ""), options, num_classes)
+        macs = forward_macs(config.get("model", ""), options, num_classes)
+        if size := config.get("early_size"):
+            epochs = config.get("epochs") or 2
+            less = macs - forward_macs(config.get("model", ""), options, num_classes, size)
+            macs -= round(less * (epochs // 2) / epochs)
+        return FORWARD_AND_BACKWARD * macs
     except (UserError, RuntimeError, TypeError):
         return None
