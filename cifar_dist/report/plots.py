@@ -48,7 +48,9 @@ def draw_pictures(
         if pixels is not None:
             drawn.append(draw_mistakes(predictions, classes, pixels, folder / "mistakes.png", title))
     if augmented:
-        steps = record.config.get("augment", [])
+        steps, size = [*record.config.get("augment", [])], augmented.images.shape[1]
+        if size == record.config.get("early_size"):
+            steps.append(f"shrinking to {size} x {size} pixels")
         drawn.append(draw_augmented(augmented, steps, folder / "augmented.png", title))
     return drawn
 
