@@ -243,7 +243,7 @@ def speed94(model: str | None) -> TrainConfig:
     Its settings in ours: filters by Muon at lr 0.24, biases and head by SGD at 0.053 and 0.67 times the batch of 2,000 (its loss
     is a sum, ours a mean), all falling linearly to 0; 8 epochs, label smoothing 0.2, alternating flip, shifts by 2 pixels.
     Trains on all 50,000 images, so nothing is held out and the last weights are tested. Ours are images of 24 x 24 pixels in the
-    first 4 epochs and bf16 on every processor that has it, both chosen on validation; docs/EXPERIMENTS.md says what else differs.
+    first 4 epochs, chosen on validation, and bf16 on every processor that has it; docs/EXPERIMENTS.md says what else differs.
     """
     return TrainConfig(
         model=_only("speed94", model, ("speednet",)),
