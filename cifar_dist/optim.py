@@ -17,7 +17,7 @@ Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 def unwrapped(kind: type[Kind]) -> type[Kind]:
     """Return the same optimizer without what torch puts around its methods: hooks, and what keeps its compiler out of them.
 
-    For that it imports the compiler: a second or more of a start. And around small steps they take as long as the step itself.
+    For that it imports the compiler, a sixth of a start. And around small steps they take as long as the step itself.
     """
     names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
