@@ -21,7 +21,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.count = 0
+        self.hurried = 0  # times; not by USR1 and USR2, which launchers repeat until processes that still start hear them
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
 
@@ -31,7 +31,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = self.received or signal.Signals(number)
-        self.count += 1
+        self.hurried += number in (signal.SIGINT, signal.SIGTERM)
 
 
 class Decision(NamedTuple):

@@ -41,9 +41,9 @@ class Views:
             self._try("pictures", self._draw)
         self.refresh()
         self.run.console.say(f"page         {self.run.folder.path / PAGE_FILE}")
-        signals, before = self.run.signals, self.run.signals.count
+        signals, before = self.run.signals, self.run.signals.hurried
         wait_s = WAIT_FOR_WANDB_S[status]
-        self._try("Weights & Biases", lambda: self.tracker.finish(wait_s, lambda: signals.count > before))
+        self._try("Weights & Biases", lambda: self.tracker.finish(wait_s, lambda: signals.hurried > before))
 
     def _write_page(self) -> None:
         from cifar_dist.report.page import write_report  # slow to import, and not needed to start

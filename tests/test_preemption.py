@@ -21,6 +21,15 @@ def test_every_stop_signal_becomes_a_decision(number):
     assert ballot.vote(2, FINE).stop == number
 
 
+def test_a_signal_that_launchers_repeat_hurries_nobody():
+    signals = StopSignals()
+    signals.defer_interrupt()
+    for number, times in ((signal.SIGUSR1, 0), (signal.SIGUSR2, 0), (signal.SIGTERM, 1), (signal.SIGINT, 2)):
+        signal.raise_signal(number)
+        assert signals.hurried == times
+    assert signals.received == signal.SIGUSR1
+
+
 def test_ctrl_c_ends_a_run_that_has_not_begun_training():
     StopSignals()
     with pytest.raises(KeyboardInterrupt):
