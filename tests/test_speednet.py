@@ -95,7 +95,7 @@ def test_the_network_is_the_one_that_is_described():
             mean, var, weight, bias = (values[f"{name}.{kind}"].clone() for kind in names)
             return F.batch_norm(x, mean, var, weight, bias, training, eps=1e-12)
 
-        x = F.gelu(F.conv2d(images, values["whiten.weight"]))
+        x = F.gelu(F.conv2d(images, values["whiten.weight"], values["whiten.bias"]))
         for group in ("groups.0", "groups.1", "groups.2"):
             x = F.max_pool2d(F.conv2d(x, values[f"{group}.conv1.weight"], padding=1), 2)
             x = F.gelu(norm(x, f"{group}.norm1"))
@@ -136,7 +136,7 @@ def test_the_heads_weights_have_a_standard_deviation_of_1_and_logits_are_means_o
     torch.testing.assert_close(logits, expected)
 
 
-def test_whitening_filters_and_the_scales_of_norms_are_not_trained():
+def test_whitening_filters_but_not_their_biases_and_the_scales_of_norms_are_fixed():
     fixed = [name for name, p in tiny().named_parameters() if not p.requires_grad]
     assert fixed == ["whiten.weight", *(f"groups.{i}.norm{j}.weight" for i in range(3) for j in (1, 2))]
 

@@ -13,12 +13,12 @@ COVARIANCE_FLOOR = (
 
 
 class SpeedNet(nn.Module):
-    """Whitening filters that aren't trained, three groups of two convolutions, a linear head. (B, 3, 32, 32) -> (B, K)."""
+    """Whitening filters of which only the biases are trained, three groups of two convolutions, a linear head. (B, 3, 32, 32) -> (B, K)."""
 
     def __init__(self, widths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         whitened = 2 * 3 * PATCH**2  # each filter and its negative
-        self.whiten = nn.Conv2d(3, whitened, PATCH, bias=False)  # set to `whitening_filters`
+        self.whiten = nn.Conv2d(3, whitened, PATCH)  # its filters are set to `whitening_filters`
         self.whiten.weight.requires_grad_(False)
         channels = (whitened, *widths)
         self.groups = nn.Sequential(*(Group(channels[i], channels[i + 1]) for i in range(3)))
@@ -69,7 +69,7 @@ def whitening_filters(images: Tensor) -> Tensor:
 
 
 def speednet(num_classes: int, *, width: int = 64) -> SpeedNet:
-    """Whitening, six convolutions of 64, 256 and 256 channels (Jordan 2024, after Page 2018); 1,972,768 parameters."""
+    """Whitening, six convolutions of 64, 256 and 256 channels (Jordan 2024, after Page 2018); 1,972,792 parameters."""
     if width < 24:
         raise UserError(f"speednet needs a width of 24 or more, got {width}")
     return SpeedNet((width, 4 * width, 4 * width), num_classes)
