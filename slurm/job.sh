@@ -61,7 +61,7 @@ free_port() {
 
 # Runs a command once on each node and waits for all of them, through signals. Sets STATUS.
 on_every_node() {
-  local gpus=() asked=0
+  local gpus=()
   BEFORE=$(summary)
   SHARED_DATA=$(option --data-dir data "$@")
   export SHARED_DATA
@@ -73,9 +73,8 @@ on_every_node() {
   STEP=$!
   while kill -0 "$STEP" 2>/dev/null; do
     if [ "$STOPPING" ]; then
-      # srun hands it to every process: again and again, as those still starting ignore it, but less and less often.
-      kill -s USR1 "$STEP"
-      sleep $((asked += 1)) &
+      kill -s USR1 "$STEP" # srun hands it to every process; again and again, as those still starting ignore it
+      sleep 1 &
       wait -n "$STEP" $!
     else
       wait "$STEP" # a signal ends this early
