@@ -2,8 +2,8 @@
 
 import sys
 
-from cifar_dist.cli.exits import finish
 from cifar_dist.cli.train import main
+from cifar_dist.exits import finish
 
 if __name__ == "__main__":
     finish(main(sys.argv[1:]))

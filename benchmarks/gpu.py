@@ -43,14 +43,14 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.throughput import NEVER, Case, positive, speeds_of_run  # noqa: E402
-from cifar_dist.checkpoint import write_atomically  # noqa: E402
-from cifar_dist.children import Children  # noqa: E402
-from cifar_dist.cli.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT  # noqa: E402
 from cifar_dist.config import TrainConfig  # noqa: E402
-from cifar_dist.environment import git_commit  # noqa: E402
 from cifar_dist.errors import UserError  # noqa: E402
+from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT  # noqa: E402
+from cifar_dist.files import write_atomically  # noqa: E402
 from cifar_dist.models import build_model  # noqa: E402
+from cifar_dist.processes import Children  # noqa: E402
 from cifar_dist.recipes import PUBLISHED, RECIPES, models_of  # noqa: E402
+from cifar_dist.record.environment import git_commit  # noqa: E402
 
 PRECISION = "bf16"  # of what is ours; what a text published is trained in float32
 OURS = ("mlp", "resnet20", "resnet18", "resnet34", "resnet50")  # models trained with recipe default
@@ -254,11 +254,11 @@ def bare_step(config: TrainConfig) -> Callable[[], None]:
 
 def best_step(config: TrainConfig) -> Callable[[], None]:
     """Return the same with the model and the optimizer as our runs set them up."""
-    from cifar_dist import distributed
     from cifar_dist.models import memory_format
-    from cifar_dist.state import build_state
+    from cifar_dist.runtime import accelerator
+    from cifar_dist.training.state import build_state
 
-    accelerator = distributed.accelerate(config)
+    accelerator = accelerator.accelerate(config)
     state = build_state(config, 10, accelerator)
     images, targets = one_batch(config, accelerator.device)
     images = images.contiguous(memory_format=memory_format(state.bare))

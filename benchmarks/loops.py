@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from cifar_dist import distributed
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import Dataset as Decoded
 from cifar_dist.data import load_dataset
-from cifar_dist.dropout import Dropout
 from cifar_dist.errors import UserError
 from cifar_dist.models import build_model
+from cifar_dist.models.dropout import Dropout
 from cifar_dist.recipes import RECIPES
-from cifar_dist.state import build_state
+from cifar_dist.runtime import accelerator
+from cifar_dist.training.state import build_state
 
 WARM_UP = 0.2  # seconds that aren't counted, for each one that is
 
@@ -57,7 +57,7 @@ def bare(config: TrainConfig) -> Steps:
 
 def best(config: TrainConfig) -> Steps:
     """The same with the model, the optimizer and the process as our runs set them up."""
-    state = build_state(config, 10, distributed.accelerate(config))
+    state = build_state(config, 10, accelerator.accelerate(config))
     state.masks.draw(torch.arange(config.batch_size))
     channels_last = any(p.ndim == 4 and not p.is_contiguous() for p in state.bare.parameters())
     images = torch.randn(config.batch_size, 3, 32, 32)
@@ -219,7 +219,7 @@ def main() -> None:
     try:
         where = {"threads": given.threads, "device": "cpu", "data": given.data, "data_dir": given.data_dir}
         where |= {"batch_size": given.batch_size, "mixed_precision": given.mixed_precision}
-        config = distributed.choose_precision(configure(given.model, **where))
+        config = accelerator.choose_precision(configure(given.model, **where))
         if given.threads:
             torch.set_num_threads(given.threads)
         result = measure(LOOPS[given.loop](config), given.seconds)

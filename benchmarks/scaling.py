@@ -55,15 +55,15 @@ from benchmarks.scaling_model import (
     smallest_batch,
     step_s,
 )
-from cifar_dist import distributed
-from cifar_dist.cli.exits import FINISHED, finish, guarded
 from cifar_dist.config import TrainConfig
 from cifar_dist.doctor.dry_run import build, tensor_bytes
-from cifar_dist.engine import settle_gradient_buckets, train_step
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FINISHED, finish, guarded
+from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.models import MODELS, build_model
-from cifar_dist.sampling import BatchPlan
-from cifar_dist.state import TrainState, build_state
+from cifar_dist.runtime import accelerator, collectives
+from cifar_dist.training.engine import settle_gradient_buckets, train_step
+from cifar_dist.training.state import TrainState, build_state
 
 MESSAGE_BYTES = [4 * 8**i for i in range(9)]  # 4 B to 64 MiB
 GPUS = [2**i for i in range(11)]  # 1 to 1,024
@@ -202,13 +202,13 @@ def mean_s(action: Callable[[], Any], count: int, together: bool = False) -> flo
     blocks = count if together else 1
     seconds = torch.zeros(blocks, dtype=torch.float64)
     for i in range(blocks):
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             dist.barrier()
         start = time.perf_counter()
         for _ in range(count // blocks):
             action()
         seconds[i] = time.perf_counter() - start
-    return distributed.max_across_ranks(seconds).sum().item() / count
+    return collectives.max_across_ranks(seconds).sum().item() / count
 
 
 def serve(rank: int, size: int, port: int, config: TrainConfig, pipe: Connection) -> None:
@@ -220,7 +220,7 @@ def serve(rank: int, size: int, port: int, config: TrainConfig, pipe: Connection
 
 
 def answer(config: TrainConfig, pipe: Connection) -> int:
-    distributed.join(config)
+    accelerator.join(config)
     worker = Worker(config)
     with suppress(EOFError):
         while True:

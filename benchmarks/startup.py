@@ -37,26 +37,26 @@ from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ  # by accelerate launch
-STEP = "cifar_dist.engine.train_step"
+STEP = "cifar_dist.training.engine.train_step"
 PHASES = {  # of a start, after the imports: the function whose first return ends each
-    "command line": "cifar_dist.cli.train.check_early",
-    "process group": "cifar_dist.distributed.join",
-    "run folder": "cifar_dist.run.open_folder",
-    "accelerator": "cifar_dist.distributed.accelerate",
-    "data": "cifar_dist.run.make_splits",
-    "model and optimizer": "cifar_dist.run.build_state",
-    "record": "cifar_dist.run.begin_record",
-    "Weights & Biases' process": "cifar_dist.run.Views",
+    "command line": "cifar_dist.training.preflight.check_early",
+    "process group": "cifar_dist.runtime.accelerator.join",
+    "run folder": "cifar_dist.training.run.open_folder",
+    "accelerator": "cifar_dist.runtime.accelerator.accelerate",
+    "data": "cifar_dist.training.run.make_splits",
+    "model and optimizer": "cifar_dist.training.run.build_state",
+    "record": "cifar_dist.training.run.begin_record",
+    "Weights & Biases' process": "cifar_dist.training.run.Views",
     "first step": STEP,
 }
 EVENTS = {  # none of these functions calls another
     "steps": STEP,
-    "training lines": "cifar_dist.engine.log_training",
-    "validations": "cifar_dist.engine.validate",
-    "checkpoints": "cifar_dist.engine.save_checkpoint",
-    "pages": "cifar_dist.views.Views._write_page",
-    "test": "cifar_dist.run.test",
-    "pictures": "cifar_dist.views.Views._draw",
+    "training lines": "cifar_dist.training.engine.log_training",
+    "validations": "cifar_dist.training.engine.validate",
+    "checkpoints": "cifar_dist.training.engine.save_checkpoint",
+    "pages": "cifar_dist.training.views.Views._write_page",
+    "test": "cifar_dist.training.run.test",
+    "pictures": "cifar_dist.training.views.Views._draw",
     "end of Weights & Biases": "cifar_dist.tracking.process.Tracker.finish",
 }
 
@@ -108,8 +108,8 @@ def be_train(report: Path, argv: Sequence[str]) -> NoReturn:
     import accelerate  # noqa: F401
 
     imports["import accelerate"] = Moment.now()
-    from cifar_dist.cli.exits import finish
     from cifar_dist.cli.train import main
+    from cifar_dist.exits import finish
 
     imports["import cifar_dist"] = Moment.now()
     calls: dict[str, list[tuple[Moment, Moment]]] = {}
@@ -210,8 +210,8 @@ def events_of_whole_run(recorded: Mapping[str, Any], train_images: int, step_s: 
     """Return how many events of each kind the recipe's whole run has, with the other options as `recorded`."""
     sys.path.insert(0, str(ROOT))
     from cifar_dist.config import TrainConfig
+    from cifar_dist.inputs.plan import BatchPlan
     from cifar_dist.recipes import RECIPES
-    from cifar_dist.sampling import BatchPlan
 
     recipe = RECIPES[recorded["recipe"]](recorded["model"])
     config = replace(TrainConfig.from_dict(recorded), epochs=recipe.epochs, steps=recipe.steps)

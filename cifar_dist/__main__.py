@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from cifar_dist.cli.exits import FINISHED, guarded
 from cifar_dist.errors import lookup
+from cifar_dist.exits import FINISHED, guarded
 
 COMMANDS = {  # each a module of cifar_dist.cli, imported only when it is asked for
     "models": "list the models: source, parameters, published accuracy",

@@ -13,9 +13,10 @@ from rich.table import Table
 from cifar_dist.config import TrainConfig, flag
 
 if TYPE_CHECKING:  # commands that load no data need no torch
-    from cifar_dist.data.dataset import Dataset, Splits
-    from cifar_dist.metrics import EvalResult
-    from cifar_dist.sampling import BatchPlan
+    from cifar_dist.data.dataset import Dataset
+    from cifar_dist.data.splits import Splits
+    from cifar_dist.inputs.plan import BatchPlan
+    from cifar_dist.training.metrics import EvalResult
 
 REFRESH_S = 0.25
 

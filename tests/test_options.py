@@ -1,9 +1,9 @@
 import pytest
 
-from cifar_dist.cli.train import check_early
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+from cifar_dist.training.preflight import check_early
 
 
 def resolve(*argv: str) -> TrainConfig:

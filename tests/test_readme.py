@@ -7,10 +7,10 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT
+from helpers.runs import ROOT
 
 from cifar_dist.__main__ import main as package_main
-from cifar_dist.augment import AUGMENTATIONS
+from cifar_dist.inputs.augment import AUGMENTATIONS
 from cifar_dist.models import MODELS
 from cifar_dist.randomness import Purpose
 from cifar_dist.recipes import RECIPES
@@ -66,8 +66,8 @@ def test_the_walkthroughs_of_contributing_fit_the_code_as_it_is():
     hunks = walkthrough_hunks()
     assert {path for path, _, _ in hunks} >= {
         "cifar_dist/models/__init__.py",
-        "cifar_dist/recipes.py",
-        "tests/test_models.py",
+        "cifar_dist/recipes/__init__.py",
+        "tests/models/test_models.py",
     }
     for path, old, new in hunks:
         assert (ROOT / path).read_text().count(old) == 1 or not old, f"{path}:\n{old}"

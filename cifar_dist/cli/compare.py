@@ -14,20 +14,20 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cifar_dist.checkpoint import write_atomically
-from cifar_dist.cli.compare_table import show
-from cifar_dist.cli.exits import FINISHED
+from cifar_dist.compare.differences import differences
+from cifar_dist.compare.files import to_csv, to_json
+from cifar_dist.compare.groups import METRICS, compare
+from cifar_dist.compare.notes import notes
+from cifar_dist.compare.page import write_comparison_page
+from cifar_dist.compare.runs import ComparedRun
+from cifar_dist.compare.sources import Reader, Source, find_runs
+from cifar_dist.compare.table import show
 from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError, lookup
+from cifar_dist.exits import FINISHED
+from cifar_dist.files import write_atomically
 from cifar_dist.options import OneLineParser, add_flags
-from cifar_dist.report.compared_run import ComparedRun
-from cifar_dist.report.comparison import METRICS, compare
-from cifar_dist.report.comparison_files import to_csv, to_json
-from cifar_dist.report.comparison_notes import notes
-from cifar_dist.report.comparison_page import write_comparison_page
-from cifar_dist.report.differences import differences
-from cifar_dist.report.sources import Reader, Source, find_runs
 
 FILES = ("compare.html", "compare.csv", "compare.json")
 FOLLOW_S = 3.0  # between two looks at the runs

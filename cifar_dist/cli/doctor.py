@@ -13,8 +13,6 @@ from typing import Any
 
 from rich.text import Text
 
-from cifar_dist.cli.exits import FAILED, FINISHED, finish
-from cifar_dist.cli.train import check_early
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.console import Console
 from cifar_dist.doctor import dry_run, machine, network, services, software, storage
@@ -23,7 +21,9 @@ from cifar_dist.doctor.lines import Line
 from cifar_dist.doctor.slurm_ranks import adopt_slurm_ranks
 from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FAILED, FINISHED, finish
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, with_launcher_precision
+from cifar_dist.training.preflight import check_early
 
 CHECKED = ("data", "data_dir", "output_dir", "device", "threads", "wandb")  # the options that checks look at
 MARKS = {"ok": "✓", "warning": "!", "failed": "✗", "skipped": "-"}

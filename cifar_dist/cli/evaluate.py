@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cifar_dist import distributed
-from cifar_dist.augment import Normalize
-from cifar_dist.checkpoint import write_atomically
-from cifar_dist.cli.exits import FINISHED, guarded
 from cifar_dist.config import TrainConfig, option
 from cifar_dist.console import Console
 from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.errors import UserError
-from cifar_dist.evaluation import evaluate
+from cifar_dist.exits import FINISHED, guarded
+from cifar_dist.files import write_atomically
+from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
-from cifar_dist.state import WEIGHTS_FILE
-from cifar_dist.weights import load_weights
+from cifar_dist.runtime import collectives
+from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
+from cifar_dist.training.evaluation import evaluate
+from cifar_dist.training.state import WEIGHTS_FILE
+from cifar_dist.training.weights import load_weights
 
 SHARED = (
     "data_dir",
@@ -67,17 +68,15 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
 def _evaluate(argv: Sequence[str]) -> int:
     options, shared = read_options(argv)
     # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
-    distributed.join(TrainConfig(epochs=1, **shared))
-    path = distributed.on_all(lambda: weights_path(options.checkpoint))
-    model, about = distributed.on_all(lambda: load_weights(path))
-    config = distributed.choose_precision(
-        TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared})
-    )
-    accelerator = distributed.accelerate(config)
+    join(TrainConfig(epochs=1, **shared))
+    path = collectives.on_all(lambda: weights_path(options.checkpoint))
+    model, about = collectives.on_all(lambda: load_weights(path))
+    config = choose_precision(TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared}))
+    accelerator = accelerate(config)
     console = Console(speaks=accelerator.is_main_process)
     name = options.data or about["data"]
-    dataset = distributed.on_all(lambda: load_dataset(name, Path(config.data_dir)))
-    distributed.check_equal(dataset.fingerprint, "the data")
+    dataset = collectives.on_all(lambda: load_dataset(name, Path(config.data_dir)))
+    collectives.check_equal(dataset.fingerprint, "the data")
     if dataset.classes != tuple(about["classes"]):
         raise UserError(
             f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
@@ -100,7 +99,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
     record |= result.to_dict(dataset.classes) | result.counts()
     output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
-    distributed.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
+    collectives.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
     console.say(f"written to {output}")
     return FINISHED
 

@@ -10,8 +10,8 @@ import torch
 from rich.markup import escape
 
 from cifar_dist.cli.catalogue import listing, published
-from cifar_dist.cli.exits import FINISHED
 from cifar_dist.console import Console
+from cifar_dist.exits import FINISHED
 from cifar_dist.models import ALIASES, MODELS, build_model, default_options
 from cifar_dist.options import OneLineParser
 from cifar_dist.recipes import RECIPES, models_of

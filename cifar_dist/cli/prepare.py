@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_dist.cli.exits import FAILED, FINISHED
 from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.data import load_dataset
 from cifar_dist.doctor.cached_data import cache_folder, folder_bytes, inspect_cache
 from cifar_dist.doctor.lines import size
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.options import OneLineParser, add_flags, to_words
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cifar_dist.cli.exits import FINISHED
+from cifar_dist.compare.runs import condense
 from cifar_dist.console import Console, clock, percent
+from cifar_dist.exits import FINISHED
 from cifar_dist.options import OneLineParser
-from cifar_dist.report.compared_run import condense
-from cifar_dist.report.record import RunRecord, is_run, read_run
+from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.slurm.squeue import Job, ask, is_ours, parse, run_folder
 
 WIDE = 120  # columns of a terminal from which each job takes one line

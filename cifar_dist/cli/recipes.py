@@ -8,10 +8,10 @@ from inspect import getdoc
 from rich.markup import escape
 
 from cifar_dist.cli.catalogue import listing, positional, published
-from cifar_dist.cli.exits import FINISHED
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FINISHED
 from cifar_dist.models import MODELS
 from cifar_dist.options import OneLineParser, resolve_train_config, to_words
 from cifar_dist.recipes import RECIPES, models_of

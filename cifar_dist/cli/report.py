@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_dist.cli.exits import FAILED, FINISHED
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.options import OneLineParser
+from cifar_dist.record.predictions import Predictions, read_predictions
+from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.report.images import load_pixels
 from cifar_dist.report.page import write_report
 from cifar_dist.report.plots import draw_pictures
 from cifar_dist.report.provenance import published_accuracy
-from cifar_dist.report.record import Predictions, RunRecord, is_run, read_predictions, read_run
 
 
 def main(argv: Sequence[str]) -> int:

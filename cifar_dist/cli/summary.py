@@ -11,12 +11,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_dist.cli.catalogue import positional
-from cifar_dist.cli.exits import FINISHED
 from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
-from cifar_dist.dropout import Dropout
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FINISHED
 from cifar_dist.models import build_model
+from cifar_dist.models.dropout import Dropout
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
 
 

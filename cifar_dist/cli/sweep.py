@@ -11,19 +11,21 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cifar_dist.cli.exits import FINISHED, INTERRUPTED
-from cifar_dist.cli.sweep_runs import Study, as_word, check_record, overall, run_all, shown
-from cifar_dist.cli.train import check_early
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, SEED, TrainConfig, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError, did_you_mean
+from cifar_dist.exits import FINISHED, INTERRUPTED
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, to_words
-from cifar_dist.runlog import RunFolder
-from cifar_dist.sweep import REPEATS, Group, Metric, Point, Sweep, list_runs, rank, varying, without
-from cifar_dist.sweep_file import read_sweep
+from cifar_dist.record.folder import RunFolder
+from cifar_dist.record.repeats import REPEATS, Point, varying, without
+from cifar_dist.sweep.file import read_sweep
+from cifar_dist.sweep.ranking import Group, rank
+from cifar_dist.sweep.space import Metric, Sweep, list_runs
+from cifar_dist.sweep.study import Study, as_word, check_record, overall, run_all, shown
+from cifar_dist.training.preflight import check_early
 
 PACKAGE = Path(__file__).parent.parent
-SHIPPED = {path.stem: path for path in sorted((PACKAGE / "sweeps").glob("*.yaml"))}
+SHIPPED = {path.stem: path for path in sorted((PACKAGE / "sweep").glob("*.yaml"))}
 SHARED = tuple(f.name for f in fields(TrainConfig) if f.name != "output_dir")
 RANKING_FILE = "ranking.json"
 CLASHES = (("--ranking", "--dry-run"), ("--ranking", "--index"), ("--ranking", "--parallel"), ("--index", "--parallel"))

@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_dist.cli.exits import FAILED, FINISHED
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
+from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.options import OneLineParser
+from cifar_dist.tracking.link import has_key
 from cifar_dist.tracking.uploads import Server, UploadError, find_uploads, send_upload
-from cifar_dist.tracking.view import has_key
 
 DEFAULT = "runs"
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from cifar_dist.data.cache import Decoded, load_cached
 from cifar_dist.data.cifar10 import read_cifar10
-from cifar_dist.data.dataset import SPLIT_OPTIONS, Dataset, Split, Splits, make_splits
+from cifar_dist.data.dataset import Dataset, Split
 from cifar_dist.data.folders import list_folder, read_folder
+from cifar_dist.data.splits import SPLIT_OPTIONS, Splits, make_splits
 from cifar_dist.data.synthetic import CLASSES, draw_images
 from cifar_dist.errors import UserError, unknown
 

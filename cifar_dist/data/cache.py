@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from cifar_dist.checkpoint import write_synced
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
+from cifar_dist.files import write_synced
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
 VERSION = 1  # part of every key; raise it when decoding or the format changes

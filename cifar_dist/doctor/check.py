@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.distributed import env_int, uses_gpu
 from cifar_dist.doctor.lines import Answer, Line, failed, ranks, skipped
 from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
+from cifar_dist.runtime.launch import env_int, uses_gpu
 
 T = TypeVar("T")
 NOWHERE = "?"  # the host of a rank that never answered

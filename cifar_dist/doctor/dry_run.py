@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_dist import checkpoint, distributed
-from cifar_dist.augment import Normalize
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console, clock
 from cifar_dist.data import Split, load_dataset, make_splits
@@ -21,15 +19,19 @@ from cifar_dist.doctor.cached_data import cache_folder
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, duration, ok, size, warning
 from cifar_dist.doctor.wire import finish
-from cifar_dist.engine import Run, forward, settle_gradient_buckets, train_step
 from cifar_dist.errors import UserError
-from cifar_dist.evaluation import EVAL_BLOCK, prepared
-from cifar_dist.losses import training_loss
-from cifar_dist.resume import new_folder, resume_source
-from cifar_dist.runlog import SUMMARY_FILE, RunFolder
-from cifar_dist.sampling import BatchPlan
-from cifar_dist.schedule import Schedule
-from cifar_dist.state import build_state
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.inputs.plan import BatchPlan
+from cifar_dist.models.losses import training_loss
+from cifar_dist.optim.schedule import Schedule
+from cifar_dist.record import checkpoint
+from cifar_dist.record.folder import SUMMARY_FILE, RunFolder
+from cifar_dist.runtime import collectives
+from cifar_dist.runtime.accelerator import accelerate, choose_precision
+from cifar_dist.training.engine import Run, forward, settle_gradient_buckets, train_step
+from cifar_dist.training.evaluation import EVAL_BLOCK, prepared
+from cifar_dist.training.resume import new_folder, resume_source
+from cifar_dist.training.state import build_state
 
 WARMUP_STEPS, FEWEST_STEPS, MOST_STEPS = 3, 2, 1000
 WARMUP_S = 3.0  # after which a slow machine is warm
@@ -86,12 +88,12 @@ def measure_steps(run: Run) -> dict[str, Any]:
 
 def build(config: TrainConfig) -> Run:
     """Return the run on this rank, as `run.start_run` builds it, with no folder behind it. Collective."""
-    folder = distributed.on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
-    if not distributed.on_main(folder.is_dir):
+    folder = collectives.on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
+    if not collectives.on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
-    config = replace(distributed.choose_precision(config), early_size=None)  # the most memory, and the most time
-    accelerator = distributed.accelerate(config)
-    dataset = distributed.on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
+    config = replace(choose_precision(config), early_size=None)  # the most memory, and the most time
+    accelerator = accelerate(config)
+    dataset = collectives.on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
     splits = make_splits(dataset, config, accelerator.device)
     plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
     halves = (0.5,) * len(dataset.mean)
@@ -115,9 +117,9 @@ def time_steps(run: Run) -> list[float]:
 
     settle_gradient_buckets(run)
     warm: list[float] = []
-    while len(warm) < WARMUP_STEPS and distributed.on_main(lambda: sum(warm)) < WARMUP_S:
+    while len(warm) < WARMUP_STEPS and collectives.on_main(lambda: sum(warm)) < WARMUP_S:
         warm.append(timed_step(len(warm)))
-    count = distributed.on_main(lambda: min(MOST_STEPS, max(FEWEST_STEPS, round(MEASURE_S / warm[-1]))))
+    count = collectives.on_main(lambda: min(MOST_STEPS, max(FEWEST_STEPS, round(MEASURE_S / warm[-1]))))
     return [timed_step(len(warm) + i) for i in range(count)]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import torch
 
-from cifar_dist.distributed import default_threads, env_int
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, each_host, ok, ranks, size, warning
+from cifar_dist.runtime.launch import default_threads, env_int
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_dist import distributed
 from cifar_dist.doctor import wire
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, duration, failed, hosts, ok, ranks, skipped, warning
+from cifar_dist.runtime import accelerator
 
 LARGE_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}  # a ResNet-18's gradient is 45 MB
 LINK_BYTES = 4 * 2**20
@@ -27,7 +27,7 @@ NETWORK = (
 
 def measure_join(visit: Visit) -> dict[str, Any]:
     """Join the process group as a run would."""
-    distributed.join(visit.config)
+    accelerator.join(visit.config)
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if visit.device.type == "cuda" else None
     return {"device": str(visit.device), "backend": wire.backend(), "nccl": nccl}
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from cifar_dist import distributed
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, failed, hosts, ok, skipped, warning
-from cifar_dist.tracking.view import has_key, resolve_mode
+from cifar_dist.runtime import launch
+from cifar_dist.tracking.link import has_key, resolve_mode
 
 HARMLESS = {"mixed_precision": ("no", None), "num_processes": (1, None), "num_machines": (1, None)}
 WANDB_TIMEOUT_S = 10.0
@@ -29,12 +29,12 @@ def measure_launch(_: Visit) -> dict[str, Any]:
     """Return how these processes were started, and what the next launch without a config file would read."""
     from accelerate.commands.config.config_args import default_config_file
 
-    request, path = distributed.launch_request(), Path(default_config_file)
+    request, path = launch.launch_request(), Path(default_config_file)
     return {
         "request": asdict(request) if request else None,
-        "launched": distributed.under_launcher() or "RANK" in os.environ,
-        "world_size": distributed.env_int("WORLD_SIZE", 1),
-        "local_world_size": distributed.env_int("LOCAL_WORLD_SIZE", 1),
+        "launched": launch.under_launcher() or "RANK" in os.environ,
+        "world_size": launch.env_int("WORLD_SIZE", 1),
+        "local_world_size": launch.env_int("LOCAL_WORLD_SIZE", 1),
         "meeting": f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}",
         "default config": str(path),
         "default": yaml.safe_load(path.read_text()) if path.is_file() else None,

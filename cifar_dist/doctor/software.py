@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 import cifar_dist
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, disagreement, failed, ok, warning
-from cifar_dist.environment import PACKAGES, git_commit
+from cifar_dist.record.environment import PACKAGES, git_commit
 
 REQUIREMENTS = Path(cifar_dist.__file__).parents[1] / "requirements.txt"  # in a checkout
 DRIVER = Path("/proc/driver/nvidia/version")

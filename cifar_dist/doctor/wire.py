@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from cifar_dist.distributed import env_int
+from cifar_dist.runtime.launch import env_int
 
 
 class AbsentError(RuntimeError):

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from cifar_dist.dropout import Dropout
 from cifar_dist.errors import UserError
+from cifar_dist.models.dropout import Dropout
 
 WIDTHS = (32, 64, 128, 256, 512)  # of the listing's five convolutions
 

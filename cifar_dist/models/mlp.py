@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
-from cifar_dist.dropout import Dropout
 from cifar_dist.errors import UserError
+from cifar_dist.models.dropout import Dropout
 
 
 def mlp(num_classes: int, *, hidden_layers: int = 2, width: int = 512, dropout: float = 0.0) -> nn.Module:

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.patches import Rectangle
 
+from cifar_dist.record.predictions import Predictions
 from cifar_dist.report.canvas import LETTERS_PER_INCH, NOTE, RIGHT, WRONG, new_axes, plain, save, shorten
 from cifar_dist.report.intervals import wilson_interval
-from cifar_dist.report.record import Predictions
 
 MOST_BARS = 100
 MOST_COUNTS = 20  # classes, beyond which a matrix has no room for numbers

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cifar_dist.report.record import Predictions
+from cifar_dist.record.predictions import Predictions
 
 TILE = 32  # pixels
 COLUMNS = 24  # tiles in a row of a sprite

@@ -8,14 +8,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cifar_dist.checkpoint import write_atomically
+from cifar_dist.files import write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill in a template of assets/ and write it to `path`, wholly or not at all."""
-    write_atomically(path, _environment().get_template(template).render(**values).encode())
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Fill in a template and write it to `path`, wholly or not at all. Its assets lie beside it, or with ours."""
+    write_atomically(path, _environment(template.parent).get_template(template.name).render(**values).encode())
 
 
 def embed(data: Any) -> Markup:
@@ -30,20 +30,20 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 @cache
-def asset(name: str) -> Markup:
-    """Return a style sheet or a script of assets/ as it is."""
-    return Markup((ASSETS / name).read_text())
-
-
-@cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
+    folders = (folder, ASSETS)
     environment = Environment(
-        loader=FileSystemLoader(ASSETS),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+
+    def asset(name: str) -> Markup:
+        """Return a style sheet or a script as it is."""
+        return Markup(next(path for place in folders if (path := place / name).is_file()).read_text())
+
     environment.globals["asset"] = asset
     environment.filters.update(embed=embed, percent=percent)
     return environment

@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cifar_dist.record.predictions import Predictions
 from cifar_dist.report.canvas import RIGHT, WRONG, percent, shorten
 from cifar_dist.report.class_plots import describe
-from cifar_dist.report.record import Predictions
 
 ROWS, COLUMNS = 5, 8
 # In pixels of the picture. Images are enlarged by a whole number: every pixel of theirs stays a square.

@@ -8,7 +8,7 @@ import torch
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import Split, load_dataset, make_splits
 from cifar_dist.errors import UserError
-from cifar_dist.report.record import RunRecord
+from cifar_dist.record.reader import RunRecord
 
 
 def load_pixels(record: RunRecord, split: str) -> np.ndarray:

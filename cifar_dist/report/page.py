@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cifar_dist import curves
+from cifar_dist.record import curves
+from cifar_dist.record.folder import PAGE_FILE
+from cifar_dist.record.predictions import Predictions, read_predictions
+from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.report import gallery, provenance, results
-from cifar_dist.report.html import percent, write_page
-from cifar_dist.report.record import Predictions, RunRecord, read_predictions, read_run
-from cifar_dist.runlog import PAGE_FILE
+from cifar_dist.report.html import ASSETS, percent, write_page
 
 MOST_POINTS = 400  # of a curve of training lines
 RELOAD_S = 20
@@ -49,7 +50,7 @@ def write_report(folder: Path, pixels: np.ndarray | None, published: float | Non
         "pictures": {text: _data_url(path) for text, path in pictures.items() if path.exists()},
         **classes_and_images(record, predictions, pixels),
     }
-    write_page(path, "report.html.j2", **page)
+    write_page(path, ASSETS / "report.html.j2", **page)
     return path
 
 

@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifar_dist.curves import Point, gap_opening, points
 from cifar_dist.models.som import Som
+from cifar_dist.record.curves import Point, gap_opening, points
+from cifar_dist.record.predictions import Predictions
+from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.canvas import NOTE, TRAIN, VAL, new_figure, save
 from cifar_dist.report.class_plots import draw_confusion, draw_per_class
 from cifar_dist.report.image_grids import Augmented, draw_augmented, draw_mistakes, draw_samples
-from cifar_dist.report.record import Predictions, RunRecord
 
 
 def draw_pictures(

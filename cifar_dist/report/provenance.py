@@ -4,12 +4,12 @@ import shlex
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from cifar_dist.checkpoint import saved_steps
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.errors import UserError
 from cifar_dist.options import to_words
 from cifar_dist.recipes import PUBLISHED, RECIPES
-from cifar_dist.report.record import RunRecord
+from cifar_dist.record.checkpoint import saved_steps
+from cifar_dist.record.reader import RunRecord
 
 NOT_REPEATED = ("output_dir", "resume", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb")))
 

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_dist import curves
 from cifar_dist.console import clock
+from cifar_dist.record import curves
+from cifar_dist.record.predictions import Predictions
+from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.html import percent
 from cifar_dist.report.intervals import wilson_interval
-from cifar_dist.report.record import Predictions, RunRecord
 
 
 class Tile(NamedTuple):

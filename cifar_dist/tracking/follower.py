@@ -18,11 +18,10 @@ from typing import Any, Literal
 
 import psutil
 
-from cifar_dist.report.record import RunRecord, read_run
-from cifar_dist.report.wandb_folders import read_segment
-from cifar_dist.runlog import METRICS_FILE, acquire
-from cifar_dist.tracking.rows import final_row, row
-from cifar_dist.tracking.view import (
+from cifar_dist.files import acquire
+from cifar_dist.record.folder import METRICS_FILE
+from cifar_dist.record.reader import RunRecord, read_run
+from cifar_dist.tracking.link import (
     PROJECT,
     View,
     client_environment,
@@ -32,6 +31,8 @@ from cifar_dist.tracking.view import (
     read_view,
     write_view,
 )
+from cifar_dist.tracking.rows import final_row, row
+from cifar_dist.tracking.segments import read_segment
 
 POLL_S = 1.0
 SETTLE_S = 10.0  # the server counts what has arrived only after some seconds

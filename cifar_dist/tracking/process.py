@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from cifar_dist.console import Console
-from cifar_dist.tracking.view import Mode, View, open_view, read_view
+from cifar_dist.tracking.link import Mode, View, open_view, read_view
 
 LOG_FILE = "wandb.log"
 PATIENCE_S = 3.0  # before we say what we are waiting for

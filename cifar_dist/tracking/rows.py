@@ -1,10 +1,13 @@
 """A run's record as Weights & Biases has it: a row for each line of metrics.jsonl, and one of pictures and tables at the end."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_dist.report.record import Predictions, RunRecord, read_predictions
+from cifar_dist.record.predictions import Predictions, read_predictions
+from cifar_dist.record.reader import RunRecord
 
+KINDS = ("train", "val", "test")
 WHERE = ("epoch", "samples", "seconds")
 
 
@@ -17,6 +20,32 @@ def row(line: Mapping[str, Any]) -> dict[str, Any]:
         elif name not in (*WHERE, "kind", "step", "num_images") and value is not None:
             content[f"{line['kind']}/{name}"] = value
     return content
+
+
+def to_line(row: Mapping[str, Any], kind: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the row says of `kind`, as a line of metrics.jsonl; None if nothing."""
+    values = {key.removeprefix(f"{kind}/"): _number(value) for key, value in row.items() if key.startswith(f"{kind}/")}
+    if "global_step" not in row or (values.get("loss") is None and values.get("accuracy") is None):
+        return None
+    logged = {key.removeprefix("class/"): values.pop(key) for key in list(values) if key.startswith("class/")}
+    classes = {name: logged.get(name) for name in dataset.get("classes", logged)}  # in the order of the labels
+    where = {key: _number(row.get(key)) for key in WHERE}
+    line: dict[str, Any] = {
+        "kind": kind,
+        "step": int(row["global_step"]),
+        **where,
+        "accuracy": None,
+        "loss": None,
+        **values,
+    }
+    if kind != "train":
+        line |= {"num_images": dataset.get(kind), "per_class_accuracy": classes}
+    return line
+
+
+def _number(value: Any) -> float | None:
+    """Return the value if it is a finite number: W&B writes others as words."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def final_row(record: RunRecord) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.report.record import read_run
-from cifar_dist.report.wandb_folders import Segment, read_segment, run_id
-from cifar_dist.runlog import acquire, in_use
+from cifar_dist.files import acquire
+from cifar_dist.record.folder import in_use
+from cifar_dist.record.reader import read_run
 from cifar_dist.tracking.follower import SENDING_LOCK, SETTLE_S
+from cifar_dist.tracking.link import PROJECT, VIEW_FILE, client_environment, read_view, write_view
 from cifar_dist.tracking.process import follow
-from cifar_dist.tracking.view import PROJECT, VIEW_FILE, client_environment, read_view, write_view
+from cifar_dist.tracking.segments import Segment, read_segment, run_id
 
 SYNC_TIMEOUT_S = 300.0  # of one folder; in an outage wandb sync waits for ever
 OFFLINE = "offline-run-"

@@ -1,0 +1,72 @@
+"""What a reader of a comparison must know besides its numbers: one sentence each."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from cifar_dist.compare.configuration import COMMIT, DATA
+from cifar_dist.compare.groups import Comparison, value_of
+from cifar_dist.compare.groups import repeat_of as seed_of
+
+SHOWN = 4  # names listed before "and 3 more"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return the sentences, the weightiest first."""
+    return [*_data(comparison), *_not_counted(comparison), *_metric(comparison), *_circumstances(comparison)]
+
+
+def _data(comparison: Comparison) -> Iterator[str]:
+    synthetic = [group.label for group in comparison.groups if group.synthetic]
+    if synthetic:
+        which = "all runs" if len(synthetic) == len(comparison.groups) else listed(synthetic)
+        yield f"SYNTHETIC DATA: {which}. Drawn shapes, not CIFAR-10: these numbers say nothing about CIFAR-10."
+    if DATA in comparison.differing:
+        names = dict.fromkeys(str(group.options[DATA]) for group in comparison.groups)
+        yield f"The data differ ({listed(names)}): accuracies on different data are not differences between methods."
+
+
+def _not_counted(comparison: Comparison) -> Iterator[str]:
+    finished = [run for run in comparison.unaveraged if run.record.status == "finished"]
+    unmeasured = [run.name for run in finished if value_of(run, comparison.metric) is None]
+    if unmeasured:
+        yield f"Finished without {comparison.metric.name}, so in no mean: {listed(unmeasured)}."
+    repeats = [f"{run.name} ({seed_of(run)})" for run in finished if value_of(run, comparison.metric) is not None]
+    if repeats:
+        yield f"The same seed of the same configuration again, which counts once: {listed(repeats)}."
+    unfinished = len(comparison.unaveraged) - len(finished)
+    if unfinished:
+        yield f"{unfinished} of {len(comparison.runs)} runs are not finished, and in no mean."
+
+
+def _metric(comparison: Comparison) -> Iterator[str]:
+    several = sum(group.mean is not None for group in comparison.groups) > 1
+    if comparison.metric.split == "val":
+        yield "Validation chose the weights of each run, so its accuracy is optimistic; test images are for the final number."
+    elif several:
+        yield "To choose a configuration use --metric val/accuracy: the best of many on the test images is best partly by luck."
+    if any(len({run.config.get("fold") for run in group.counted}) > 1 for group in comparison.groups):
+        yield "Folds share training images, so intervals and tests over folds are too confident."
+
+
+def _circumstances(comparison: Comparison) -> Iterator[str]:
+    if len(comparison.groups) == 1:
+        yield "All runs have the same configuration; nothing differs but the seed or fold."
+    facts: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "git_commit": ("The code differs", lambda commit: commit[:8] + "+" * commit.endswith("+")),
+        "world_size": ("The number of processes differs, on which batch norm depends", str),
+        "device": ("The devices differ, so times are not comparable", str),
+    }
+    for name, (sentence, shown) in facts.items():
+        where: dict[str, list[str]] = {}
+        for group in comparison.groups:
+            for value in group.facts(name):
+                where.setdefault(shown(value), []).append(group.label)
+        if len(where) > 1 and not (name == "git_commit" and COMMIT in comparison.differing):
+            yield f"{sentence}: " + "; ".join(f"{value} ({listed(labels)})" for value, labels in where.items()) + "."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names with commas, the first few of many."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN + 1 else ""
+    return ", ".join(names[:SHOWN] if more else names) + more

@@ -1,0 +1,1 @@
+"""What a step trains on: which images, augmented how. Pure functions of (seed, step)."""

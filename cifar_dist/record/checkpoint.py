@@ -1,0 +1,97 @@
+"""Checkpoint folders that exist wholly or not at all: written aside, checksummed, fsynced, renamed, verified on load."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cifar_dist.files import sync_folder, write_synced
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint, in memory."""
+
+    step: int
+    files: dict[str, bytes]
+
+
+class BrokenCheckpointError(RuntimeError):
+    """A checkpoint folder whose files don't match its manifest."""
+
+
+def folder_for(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}"
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Return the steps that have a folder, oldest first, whole or not."""
+    names = (p.name for p in checkpoints.glob("step_*") if p.is_dir())
+    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def save(checkpoints: Path, step: int, files: Mapping[str, bytes]) -> None:
+    """Write `files` as the checkpoint of `step`, and read it back. An older one of the same step is replaced."""
+    final = folder_for(checkpoints, step)
+    partial = checkpoints / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    manifest = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
+    for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
+        write_synced(partial / name, data)
+    sync_folder(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    sync_folder(checkpoints)
+    load(final)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder; raises `BrokenCheckpointError` saying what is wrong with it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in manifest}
+        for name, entry in manifest.items():
+            if len(files[name]) != entry["bytes"]:
+                raise BrokenCheckpointError(f"{folder / name} has {len(files[name])} bytes, not {entry['bytes']}")
+            if _sha256(files[name]) != entry["sha256"]:
+                raise BrokenCheckpointError(f"{folder / name} doesn't match its checksum")
+        return Checkpoint(int(folder.name[5:]), files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenCheckpointError(f"{folder}: {error}") from None
+
+
+def load_newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint, or None, and what was wrong with each newer one."""
+    problems: list[str] = []
+    for step in reversed(saved_steps(checkpoints)):
+        try:
+            return load(folder_for(checkpoints, step)), problems
+        except BrokenCheckpointError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def prune(checkpoints: Path, keep_newest: int, keep_steps: Iterable[int]) -> None:
+    """Remove all checkpoints but the newest few and those of `keep_steps`. Call after a save has verified."""
+    steps = saved_steps(checkpoints)
+    for step in set(steps[:-keep_newest]) - set(keep_steps):
+        shutil.rmtree(folder_for(checkpoints, step))
+    for partial in checkpoints.glob(".partial-*"):  # left by a crash in the middle of a save
+        shutil.rmtree(partial)
+
+
+def discard_after(checkpoints: Path, step: int) -> None:
+    """Remove the checkpoints newer than `step`: broken, or left behind by going back to it."""
+    for newer in saved_steps(checkpoints):
+        if newer > step:
+            shutil.rmtree(folder_for(checkpoints, newer))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,103 @@
+"""The run folder: config.json, metrics.jsonl, predictions, summary.json, model.safetensors. Only rank 0 touches it."""
+
+import fcntl
+import io
+import json
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_dist.errors import UserError
+from cifar_dist.files import write_atomically
+
+CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
+LOCK_FILE, PAGE_FILE = ".lock", "report.html"
+
+
+class RunFolder:
+    """The local record of one run, over all its starts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file's content, None where there is none; raises `UserError` where it isn't JSON."""
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(
+                f"{self.path / name} is damaged ({error}); move the run folder away, or use another --output-dir"
+            ) from None
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl. A crash may tear it; `truncate_metrics` removes torn lines on resume."""
+        with (self.path / METRICS_FILE).open("ab") as file:
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def sync_metrics(self) -> None:
+        """Force metrics.jsonl to disk. Called before a checkpoint, so that its lines outlive whatever it outlives."""
+        with (self.path / METRICS_FILE).open("ab") as file:
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the whole lines, without a torn last one."""
+        path = self.path / METRICS_FILE
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def write_predictions(self, split: str, step: int, **arrays: Any) -> None:
+        """Keep the arrays of `report.record.Predictions`, about `split` and the weights after `step` steps."""
+        buffer = io.BytesIO()
+        np.savez(buffer, step=step, **arrays)
+        write_atomically(self.path / predictions_file(split), buffer.getvalue())
+
+    def drop_predictions(self, step: int) -> None:
+        """Remove those of weights after `step`, and those of a test: the run will write them again."""
+        (self.path / predictions_file("test")).unlink(missing_ok=True)
+        validated = self.path / predictions_file("val")
+        with suppress(FileNotFoundError):
+            try:
+                with np.load(validated) as arrays:
+                    kept = int(arrays["step"]) <= step
+            except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # torn by a crash
+                kept = False
+            if not kept:
+                validated.unlink()
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what was written after `step`, and test results: the run will write those again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step and line["kind"] != "test"]
+        write_atomically(self.path / METRICS_FILE, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+
+    def move_aside(self) -> Path:
+        """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        return self.path.rename(aside)
+
+
+def predictions_file(split: str) -> str:
+    return f"predictions-{split}.npz"
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process holds the run folder `path`."""
+    try:
+        with (path / LOCK_FILE).open("rb") as file:  # only to read: it may be another user's
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or the file system has no locks
+        return False
+    return False

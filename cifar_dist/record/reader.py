@@ -1,0 +1,105 @@
+"""A run folder as a reader finds it: finished, running, interrupted, killed or broken. Nothing here writes."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use
+
+Status = Literal["finished", "running", "interrupted", "failed", "killed", "broken"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run has written so far."""
+
+    path: Path
+    status: Status  # killed: it says it is running, but no process holds its folder
+    problem: str = ""  # why it failed, or what is wrong with the folder; else empty
+    config: dict[str, Any] = field(default_factory=dict)  # the options, by field of TrainConfig
+    dataset: dict[str, Any] = field(default_factory=dict)
+    starts: list[dict[str, Any]] = field(default_factory=list)  # one for each time it was started or resumed
+    summary: dict[str, Any] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def title(self) -> str:
+        """What it trained, by which recipe, on what."""
+        title = f"{self.config.get('model')}, recipe {self.config.get('recipe')}, {self.dataset.get('name')}"
+        return title + ", SYNTHETIC DATA" * bool(self.dataset.get("synthetic"))
+
+
+def is_run(path: Path) -> bool:
+    return (path / CONFIG_FILE).is_file() or (path / METRICS_FILE).is_file()
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder. What can't be read is left out and named in `problem`; raises nothing."""
+    problems: list[str] = []
+    content, summary = (_read_json(path / name, problems) for name in (CONFIG_FILE, SUMMARY_FILE))
+    lines = _read_lines(path / METRICS_FILE, problems)
+    config, dataset = (_part(content, name, dict, problems) for name in ("config", "dataset"))
+    starts = [start for start in _part(content, "starts", list, problems) if isinstance(start, dict)]
+    status: Status = summary.get("status", "broken")
+    if status not in get_args(Status):
+        problems.append(f"{SUMMARY_FILE}: unknown status {status!r}")
+    if not problems and status == "running" and not in_use(path):
+        status = "killed"
+    return RunRecord(
+        path=path,
+        status="broken" if problems else status,
+        problem="; ".join(problems) or summary.get("error", ""),
+        config=config,
+        dataset=dataset,
+        starts=starts,
+        summary=summary,
+        lines=lines,
+    )
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: {error.strerror if isinstance(error, OSError) else error}")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name}: not a JSON object")
+        return {}
+    return content
+
+
+def _part(content: dict[str, Any], name: str, kind: type, problems: list[str]) -> Any:
+    """Return an entry of config.json, empty where it isn't what a run writes."""
+    value = content.get(name, kind())
+    if isinstance(value, kind):
+        return value
+    problems.append(f"{CONFIG_FILE}: {name} is not a {kind.__name__}")
+    return kind()
+
+
+def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Return the whole lines; the last one may be torn by a crash, or about to be written."""
+    try:
+        pieces = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:  # nothing was logged yet
+        return []
+    except OSError as error:
+        problems.append(f"{path.name}: {error.strerror}")
+        return []
+    lines = []
+    for number, piece in enumerate(pieces, start=1):
+        try:
+            line = json.loads(piece)
+            if not (isinstance(line, dict) and line.keys() >= {"kind", "step", "epoch", "samples", "loss"}):
+                raise ValueError("not a line that a run writes")
+        except ValueError as error:
+            problems.append(f"{path.name} line {number}: {error}")
+            break
+        lines.append(line)
+    return lines

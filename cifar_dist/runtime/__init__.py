@@ -1,0 +1,1 @@
+"""Processes, devices and kernels: what a result must not depend on."""

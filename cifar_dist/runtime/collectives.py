@@ -1,0 +1,126 @@
+"""Every collective, and who is who.
+
+Nothing else calls torch.distributed but `doctor/wire.py`, which must work where a collective hangs.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cifar_dist.errors import UserError
+from cifar_dist.runtime.launch import env_int, one_machine
+
+T = TypeVar("T")
+
+
+def is_speaker() -> bool:
+    """Whether this process says what went wrong: rank 0, or before there is a process group the first of each machine."""
+    if dist.is_initialized() or one_machine():
+        return env_int("RANK", 0) == 0
+    return env_int("LOCAL_RANK", 0) == 0
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def sum_across_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum over all ranks; every rank gets it."""
+    return _reduce(tensor, dist.ReduceOp.SUM)
+
+
+def max_across_ranks(tensor: Tensor) -> Tensor:
+    return _reduce(tensor, dist.ReduceOp.MAX)
+
+
+def _reduce(tensor: Tensor, op: Any) -> Tensor:
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor, op)
+    return tensor
+
+
+def gather_rows(vector: Tensor) -> Tensor:
+    """Return (world_size, n): every rank's `vector` (n,), in order of rank."""
+    if world_size() == 1:
+        return vector.unsqueeze(0).clone()
+    rows = [torch.empty_like(vector) for _ in range(world_size())]
+    dist.all_gather(rows, vector.contiguous())
+    return torch.stack(rows)
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """y = sum over ranks of x; since every rank's loss depends on y, the gradient is summed over ranks as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_across_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_across_ranks(grads[0].contiguous())
+
+
+def differentiable_sum(x: Tensor) -> Tensor:
+    """Return the sum over ranks, with its gradient."""
+    return _DifferentiableSum.apply(x)
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and return its result on every rank; what it raises, every rank raises."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            outcome[1] = error
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def on_all(action: Callable[[], T]) -> T:
+    """Run `action` on every rank; where it raises `UserError` or `OSError` on any, all raise the first rank's error."""
+    result, problem = None, None
+    try:
+        result = action()
+    except (UserError, OSError) as error:
+        problem = str(error)
+    problems = [problem]
+    if world_size() > 1:
+        problems = [None] * world_size()
+        dist.all_gather_object(problems, problem)
+    for message in problems:
+        if message is not None:
+            raise UserError(message)
+    return result  # type: ignore[return-value]
+
+
+def check_equal(value: str, what: str) -> None:
+    """Raise `UserError` on every rank unless all hold the same `value`."""
+    values: list[Any] = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    for other, seen in enumerate(values):
+        if seen != values[0]:
+            raise UserError(
+                f"{what} differs between processes: {values[0]} on rank 0, {seen} on rank {other}; give every node the same files"
+            )

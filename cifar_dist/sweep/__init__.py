@@ -1,0 +1,1 @@
+"""Searches over options: a space, its runs, their ranking."""

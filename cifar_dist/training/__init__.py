@@ -1,0 +1,1 @@
+"""One run: built, trained, evaluated, checkpointed, gone on with. Read engine.py first."""

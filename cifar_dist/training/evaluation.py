@@ -1,0 +1,92 @@
+"""Evaluation: every image of a split exactly once, the same numbers on any number of ranks."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cifar_dist.data import Split
+from cifar_dist.errors import DivergedError
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.inputs.plan import cut
+from cifar_dist.models import memory_format
+from cifar_dist.models.som import Som
+from cifar_dist.runtime.collectives import sum_across_ranks
+from cifar_dist.runtime.compiling import eagerly
+from cifar_dist.runtime.cpu import use_onednn, uses_onednn
+from cifar_dist.training.metrics import EvalResult
+
+EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same blocks and so the same logits
+
+
+def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield this rank's share of a split's blocks: (places (B,), pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
+    num_blocks = -(-len(split) // EVAL_BLOCK)
+    for block in cut(0, num_blocks, accelerator.num_processes)[accelerator.process_index]:
+        places = torch.arange(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)), device=accelerator.device)
+        yield places, *split.gather(places)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    normalize: Normalize,
+    num_classes: int,
+    accelerator: Accelerator,
+    tta: bool = False,
+) -> EvalResult:
+    """Look at the whole split, each image exactly once, on any number of ranks; every rank gets the same result.
+
+    An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
+    weighted mean over `six_views`. A compiled model isn't compiled again for this.
+    """
+    logits = torch.zeros(len(split), num_classes, device=accelerator.device)
+    with prepared(model), torch.inference_mode(), accelerator.autocast(), eagerly(model):
+        for places, pixels, _ in eval_blocks(split, accelerator):
+            images = normalize(pixels)
+            for weight, view in six_views(images) if tta else ((1.0, images),):
+                logits[places] += weight * model(view).float()
+    result = EvalResult.of(sum_across_ranks(logits).cpu(), split.labels())
+    if not math.isfinite(result.loss):
+        raise DivergedError("the weights give a loss that is nan or infinite")
+    return result
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """Have the model evaluate, and with oneDNN, which training may do without: as every other process would evaluate it."""
+    training, onednn = model.training, uses_onednn()
+    model.eval()
+    if not onednn:
+        use_onednn(True)
+        model.to(memory_format=memory_format(model))
+    try:
+        yield
+    finally:
+        if not onednn:
+            use_onednn(False)
+            model.to(memory_format=memory_format(model))
+        model.train(training)
+
+
+def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield (weight, images): as they are, moved up and left by a pixel, and down and right; each also mirrored (Jordan 2024)."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    for weight, view in ((0.25, images), (0.125, padded[..., 2:, 2:]), (0.125, padded[..., :height, :width])):
+        yield weight, view
+        yield weight, view.flip(-1)
+
+
+@torch.inference_mode()
+def label_units(model: Som, split: Split, normalize: Normalize, accelerator: Accelerator) -> None:
+    """Count the images of each class that each unit of a map wins, exactly, on any number of ranks."""
+    wins = torch.zeros_like(model.wins)
+    for _, pixels, targets in eval_blocks(split, accelerator):
+        winners = model.distances(normalize(pixels)).argmin(dim=1)
+        wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
+    model.wins.copy_(sum_across_ranks(wins))

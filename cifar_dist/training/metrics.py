@@ -1,0 +1,123 @@
+"""Exact metrics: integer counts and float64 sums, added over batches and ranks, divided only at the very end."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifar_dist.inputs.labels import Labels, count_correct, join_labels
+
+
+class TrainSums:
+    """Loss and correct predictions since the last log line.
+
+    What steps add waits until somebody looks, so that a step costs no host sync and next to no operation.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.loss_sum, self.correct = 0.0, 0.0
+        self._losses: list[Tensor] = []
+        self._guesses: list[tuple[Tensor, Labels]] = []
+
+    def add(self, loss_sum: Tensor, outputs: Tensor | None, labels: Labels) -> None:
+        """Add a batch's loss () and what `losses.count_correct` takes; no outputs where a model predicts nothing: nan are correct."""
+        self._losses.append(loss_sum.detach())
+        if outputs is None:
+            self.correct = math.nan
+        else:
+            self._guesses.append((outputs.detach(), labels))
+
+    @property
+    def vector(self) -> Tensor:
+        """The sums (2,) float64 on the device. They are the same however often somebody looked: counts are exact, losses added in order."""
+        if self._losses:
+            for loss in torch.stack(self._losses).tolist():
+                self.loss_sum += loss
+            self._losses = []
+        if self._guesses:
+            outputs, labels = zip(*self._guesses, strict=True)
+            self.correct += count_correct(torch.cat(outputs), join_labels(labels)).item()
+            self._guesses = []
+        return torch.tensor((self.loss_sum, self.correct), dtype=torch.float64, device=self.device)
+
+    def set(self, vector: Tensor) -> None:
+        """Start from `vector` (2,)."""
+        self.loss_sum, self.correct = vector.tolist()
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What one pass over an evaluation set counted. Everything else derives from it."""
+
+    confusion: Tensor  # (K, K) int64 on the CPU: row = true class, column = predicted class
+    second: Tensor  # (K,) int64 on the CPU: images of each true class whose second most probable class is the true one
+    loss_sum: float  # cross-entropy, nats, summed over images
+    targets: Tensor | None = None  # (M,) int64 on the CPU; None in a result rebuilt from its record
+    logits: Tensor | None = None  # (M, K) float32 on the CPU
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> "EvalResult":
+        """Count first and second guesses of `logits` (M, K) float against `targets` (M,) int64, all on the CPU."""
+        num_classes = logits.shape[1]
+        first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
+        confusion = torch.bincount(targets * num_classes + first, minlength=num_classes**2)
+        losses: list[float] = F.cross_entropy(logits.double(), targets, reduction="none").tolist()
+        return cls(
+            confusion.view(num_classes, num_classes),
+            torch.bincount(targets[second == targets], minlength=num_classes),
+            math.fsum(losses),
+            targets,
+            logits,
+        )
+
+    @property
+    def num_images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def num_correct(self) -> int:
+        return int(self.confusion.diagonal().sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, in [0, 1]."""
+        return self.num_correct / self.num_images
+
+    @property
+    def top2_accuracy(self) -> float:
+        """Share of images whose most or second most probable class is right, in [0, 1] (shown by Zhang)."""
+        return (self.num_correct + int(self.second.sum())) / self.num_images
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats per image."""
+        return self.loss_sum / self.num_images
+
+    def per_class_accuracy(self) -> list[float | None]:
+        """Share of each true class that was recognised; None for a class without images."""
+        totals, correct = self.confusion.sum(dim=1).tolist(), self.confusion.diagonal().tolist()
+        return [c / n if n else None for c, n in zip(correct, totals, strict=True)]
+
+    def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy,
+            "top2_accuracy": self.top2_accuracy,
+            "loss": self.loss,
+            "num_images": self.num_images,
+            "per_class_accuracy": dict(zip(classes, self.per_class_accuracy(), strict=True)),
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Return the integers that everything derives from, JSON-ready."""
+        return {"confusion_matrix": self.confusion.tolist(), "second_guess_correct": self.second.tolist()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "EvalResult":
+        """Rebuild a result from its `to_dict` and `counts`."""
+        confusion, second = (torch.tensor(record[name]) for name in ("confusion_matrix", "second_guess_correct"))
+        return cls(confusion, second, record["loss"] * record["num_images"])

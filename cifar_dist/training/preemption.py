@@ -1,0 +1,72 @@
+"""Signals, time limits and broken losses: what one rank notices, all ranks act on at the same step."""
+
+import math
+import signal
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cifar_dist.runtime.collectives import max_across_ranks
+
+VOTE_EVERY_S = 0.5  # about how long a signal waits for the next vote, at any speed of training
+
+
+class StopSignals:
+    """Turns the signals that ask for a stop into a flag; the run goes on until the next vote.
+
+    Ctrl-C still ends a run at once until `defer_interrupt`: before training there is nothing to save.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        # How often Ctrl-C or SIGTERM came. The others are repeated by slurm/job.sh, for processes that are still starting.
+        self.hurried = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def defer_interrupt(self) -> None:
+        """From now on Ctrl-C asks for a stop like the others."""
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = self.received or signal.Signals(number)
+        self.hurried += number in (signal.SIGINT, signal.SIGTERM)
+
+
+class Decision(NamedTuple):
+    """What all ranks agreed on. Equal on every rank."""
+
+    stop: signal.Signals | None
+    diverged: bool  # a loss is nan or infinite
+    checkpoint: bool
+
+
+class Ballot:
+    """Decides by collective vote, at steps that every rank computes alike, about every `VOTE_EVERY_S` seconds."""
+
+    def __init__(self, signals: StopSignals, checkpoint_every_s: float, start_step: int) -> None:
+        self.signals = signals
+        self.checkpoint_every_s = checkpoint_every_s
+        self.last_checkpoint = time.monotonic()
+        self.last_vote, self.last_step, self.next_step = time.monotonic(), start_step, start_step + 1
+
+    def due(self, step: int) -> bool:
+        return step >= self.next_step
+
+    def vote(self, step: int, loss_sum: Tensor) -> Decision:
+        """Agree after `step` steps; `loss_sum` () is any float64 that holds a nan once a loss did. One all-reduce and sync."""
+        now = time.monotonic()
+        number = int(self.signals.received or 0)
+        step_s = (now - self.last_vote) / max(1, step - self.last_step)
+        checkpoint = now - self.last_checkpoint >= self.checkpoint_every_s
+        ballot = torch.tensor([number, 0.0, checkpoint, step_s], dtype=torch.float64, device=loss_sum.device)
+        ballot[1] = (~torch.isfinite(loss_sum)).double()
+        stop, diverged, checkpoint, step_s = max_across_ranks(ballot).tolist()
+        self.last_vote, self.last_step = now, step
+        self.next_step = step + max(1, min(1000, math.floor(VOTE_EVERY_S / max(step_s, 1e-6))))
+        return Decision(signal.Signals(int(stop)) if stop else None, bool(diverged), bool(checkpoint))
+
+    def checkpoint_saved(self) -> None:
+        self.last_checkpoint = time.monotonic()

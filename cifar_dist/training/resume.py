@@ -1,0 +1,179 @@
+"""Where a run goes on: finds or makes its folder, keeps others out, loads the newest whole checkpoint."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cifar_dist.config import TrainConfig, changed_fields, flag
+from cifar_dist.errors import UserError
+from cifar_dist.files import acquire, write_atomically
+from cifar_dist.record import checkpoint
+from cifar_dist.record.folder import CONFIG_FILE, LOCK_FILE, PAGE_FILE, SUMMARY_FILE, RunFolder, predictions_file
+from cifar_dist.tracking.link import VIEW_FILE
+from cifar_dist.training.state import WEIGHTS_FILE
+
+THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
+
+NOT_COPIED = (
+    ".*",
+    SUMMARY_FILE,
+    VIEW_FILE,
+    PAGE_FILE,
+    "wandb.log",
+    "plots",
+    predictions_file("*"),
+)  # another run makes its own
+
+
+@dataclass
+class Opening:
+    """What rank 0 found in the run folder; sent to every rank."""
+
+    path: Path
+    config: TrainConfig
+    recorded: dict[str, Any] | None = None  # config.json of the run that goes on
+    saved: checkpoint.Checkpoint | None = None
+    summary: dict[str, Any] | None = None  # of a run that is already finished
+    notes: list[str] = field(default_factory=list)
+
+
+def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileLock]) -> Opening:
+    """Find or make the run folder, lock it, and load what it goes on from; deletes nothing. Rank 0 only.
+
+    The lock is added to `locks` and holds for as long as they live.
+    """
+    source, step = resume_source(config.resume)
+    path = Path(config.output_dir) if config.output_dir else source or new_folder(config)
+    notes = []
+    try:
+        if source and not (path / CONFIG_FILE).exists():
+            fork(source, step, path)
+        elif step is not None and source and path.resolve() == source.resolve():
+            raise UserError(
+                f"--resume {config.resume}: going back in place would lose what came after; name a new --output-dir"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        locks.append(lock(path))
+        if config.resume == "never" and (path / CONFIG_FILE).exists():
+            notes.append(f"the earlier run in {path} is now {RunFolder(path).move_aside()}")
+            path.mkdir()
+            locks.append(lock(path))
+        opening = read_folder(path, config)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"can't use {path} as the run folder: {error}") from None
+    opening.notes = notes + opening.notes
+    if opening.recorded:
+        opening.config = recorded_config(opening.recorded, config, given, path)
+    elif source:
+        raise UserError(f"--resume {config.resume}: there is no checkpoint in {path / 'checkpoints'}")
+    return opening
+
+
+def resume_source(resume: str) -> tuple[Path | None, int | None]:
+    """Return the run folder and the step that `--resume PATH` names; (None, None) for auto and never."""
+    if resume in ("auto", "never"):
+        return None, None
+    path = Path(resume)
+    if (path / checkpoint.MANIFEST).is_file():
+        return path.parent.parent, int(path.name[5:])
+    if (path / CONFIG_FILE).is_file():
+        return path, None
+    raise UserError(
+        f"--resume {resume} is not auto, never, a run folder (with {CONFIG_FILE}) or one of its checkpoints/step_*"
+    )
+
+
+def new_folder(config: TrainConfig) -> Path:
+    recipe = config.recipe.replace("/", "-")  # ghasemi2024/3 is not a folder in a folder
+    name = f"runs/{config.model}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path(name), 2
+    while path.exists():
+        path, number = Path(f"{name}-{number}"), number + 1
+    return path
+
+
+def fork(source: Path, step: int | None, path: Path) -> None:
+    """Copy the run in `source`, up to `step`, to the new folder `path`: wholly or not at all."""
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    if step is not None:
+        checkpoint.discard_after(partial / "checkpoints", step)
+    partial.rename(path)
+
+
+def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
+    """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it.
+
+    Waits for a moment: `runlog.in_use` holds the lock while it looks.
+    """
+    try:
+        return acquire(path / LOCK_FILE, timeout_s)
+    except Timeout:
+        raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
+
+
+def read_folder(path: Path, config: TrainConfig) -> Opening:
+    """Load the newest whole checkpoint, where there is one."""
+    folder = RunFolder(path)
+    opening = Opening(path, config)
+    summary = folder.read_json(SUMMARY_FILE)
+    if summary and summary.get("status") == "finished":
+        opening.summary = summary
+    else:
+        opening.saved, problems = checkpoint.load_newest(folder.checkpoints)
+        if problems and not opening.saved:
+            raise UserError(
+                f"no checkpoint in {folder.checkpoints} is whole ({problems[0]}); "
+                "restore one, or use --resume never to start over"
+            )
+        opening.notes = [f"skipped a broken checkpoint: {problem}" for problem in problems]
+        if opening.saved:
+            opening.notes.append(f"going on from step {opening.saved.step} of {path}")
+    if opening.saved or opening.summary:
+        opening.recorded = folder.read_json(CONFIG_FILE)
+    return opening
+
+
+def recorded_config(
+    recorded: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any], path: Path
+) -> TrainConfig:
+    """Return the configuration the run was started with, under the options given now, where those may change."""
+    old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
+    # auto: whatever was taken then.
+    now = {*THIS_START, *given} - {name for name in ("data", "mixed_precision") if getattr(config, name) == "auto"}
+    merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
+    if changed := changed_fields(recorded["config"], merged):
+        name = changed[0]
+        raise UserError(
+            f"the run in {path} has {flag(name)} {recorded['config'].get(name)}, not {getattr(merged, name)}; "
+            f"leave {flag(name)} out to go on, or use another --output-dir, or --resume never to start over"
+        )
+    return merged
+
+
+def take_over(folder: RunFolder, step: int | None, best_step: int | None) -> None:
+    """Make the folder's record end at `step`, its newest whole checkpoint, or begin. After all checks; rank 0 only."""
+    checkpoint.discard_after(folder.checkpoints, step or 0)
+    folder.truncate_metrics(-1 if step is None else step)
+    folder.drop_predictions(-1 if step is None else step)
+    weights = folder.path / WEIGHTS_FILE
+    if best_step is None:
+        weights.unlink(missing_ok=True)
+    else:
+        best = checkpoint.load(checkpoint.folder_for(folder.checkpoints, best_step))
+        write_atomically(weights, best.files[WEIGHTS_FILE])
+
+
+def is_whole(folder: RunFolder, step: int) -> bool:
+    """Whether the checkpoint of `step` is there and verifies."""
+    try:
+        checkpoint.load(checkpoint.folder_for(folder.checkpoints, step))
+    except checkpoint.BrokenCheckpointError:
+        return False
+    return True

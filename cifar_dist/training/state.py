@@ -1,0 +1,170 @@
+"""Everything a training step changes, and its exact way into a checkpoint's files and back, on any number of ranks."""
+
+import io
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data import Split
+from cifar_dist.errors import UserError
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.models import build_model
+from cifar_dist.models.dropout import DropoutMasks
+from cifar_dist.models.speednet import SpeedNet, whitening_filters
+from cifar_dist.optim.average import Ema
+from cifar_dist.optim.optimizer import build_optimizer, match_layout
+from cifar_dist.runtime.batchnorm import RunningStatistics, synchronise
+from cifar_dist.runtime.collectives import gather_rows, on_main, rank, world_size
+from cifar_dist.runtime.compiling import compile_model
+from cifar_dist.runtime.reduction import ShardGradients
+from cifar_dist.training.metrics import TrainSums
+
+TRAINING_FILE = "training.pt"
+WEIGHTS_FILE = "model.safetensors"
+IMAGES_TO_FIT = 5000
+
+
+@dataclass
+class Progress:
+    """How far a run is. Equal on every rank."""
+
+    step: int = 0  # optimizer steps done
+    logged_step: int = 0  # where the last training line was written
+    seconds: float = 0.0  # of training, evaluation and checkpoints, over all starts
+    best_step: int | None = None
+    best_correct: int = -1  # validation images recognised at best_step
+    best_val: dict[str, Any] | None = None
+
+
+@dataclass
+class TrainState:
+    """The mutable part of a run."""
+
+    model: nn.Module  # what a step calls: wrapped in DDP where there are several ranks
+    bare: nn.Module
+    optimizer: Any  # with fp16 Accelerate's wrapper, which knows the gradient scaler
+    scaler: Any  # torch.amp.GradScaler with fp16, else None
+    ema: Ema | None
+    shard_gradients: ShardGradients | None  # with virtual shards; else DDP reduces
+    sums: TrainSums
+    masks: DropoutMasks
+    statistics: RunningStatistics
+    ema_statistics: RunningStatistics | None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The weights that are evaluated and kept."""
+        return self.ema.module if self.ema else self.bare
+
+    @property
+    def eval_statistics(self) -> RunningStatistics:
+        return self.ema_statistics or self.statistics
+
+
+def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator) -> TrainState:
+    """Return the state before the first step; initial weights depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    # On the CPU: the same numbers whatever the device.
+    bare = build_model(config.model, num_classes, config.model_options)
+    if config.batch_norm == "sync":
+        bare = synchronise(bare, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
+    if config.batch_norm != "process" and not RunningStatistics(bare).layers:
+        raise UserError(
+            f"--batch-norm {config.batch_norm} has no effect: {config.model} has no batch norm; leave it out"
+        )
+    bare.to(accelerator.device)
+    ema = Ema(bare, config.ema_decay) if config.ema_decay is not None else None
+    if config.compile:
+        compile_model(bare, accelerator.device, config.data_dir)
+    model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config))
+    return TrainState(
+        model=model,
+        bare=bare,
+        # Without a scaler the wrapper adds nothing but a search for a package it might need, at every step.
+        optimizer=optimizer if accelerator.scaler else optimizer.optimizer,
+        scaler=accelerator.scaler,
+        ema=ema,
+        shard_gradients=ShardGradients(bare) if config.batch_norm == "virtual" else None,
+        sums=TrainSums(accelerator.device),
+        masks=DropoutMasks(bare, config.seed),
+        statistics=RunningStatistics(bare),
+        ema_statistics=RunningStatistics(ema.module) if ema else None,
+    )
+
+
+def fit_to_images(state: TrainState, train: Split, normalize: Normalize) -> None:
+    """Set what a fresh model takes from the training images, not from chance. Collective."""
+    if not isinstance(state.bare, SpeedNet):
+        return
+    images, _ = train.gather(torch.arange(min(IMAGES_TO_FIT, len(train)), device=train.index.device))
+    filters = on_main(lambda: whitening_filters(normalize(images)))  # machines may round differently
+    for model in (state.bare, state.eval_model):
+        assert isinstance(model, SpeedNet)
+        model.whiten.weight.data.copy_(filters)
+
+
+def snapshot(state: TrainState) -> dict[str, Any]:
+    """Return the whole state. Collective: running statistics and sums, which differ between ranks, are gathered.
+
+    They are kept per rank, not reduced, so that a run that goes on with as many ranks goes on with the same bits.
+    """
+    return {
+        "model": state.bare.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "ema": state.ema.module.state_dict() if state.ema else None,
+        "progress": asdict(state.progress),
+        "per_rank": {name: gather_rows(vector) for name, vector in _per_rank(state).items()},
+    }
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """Return a snapshot's bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def restore(state: TrainState, data: bytes) -> None:
+    """Put a snapshot's bytes into a freshly built state, on as many ranks as there were or on others."""
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    state.bare.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    match_layout(state.optimizer)
+    if state.scaler:
+        state.scaler.load_state_dict(content["scaler"])
+    if state.ema:
+        state.ema.module.load_state_dict(content["ema"])
+    state.progress = Progress(**content["progress"])
+    rows = content["per_rank"]
+    if "statistics" in rows:
+        state.statistics.load(_own_mean(rows["statistics"]))
+    if state.ema_statistics and "ema_statistics" in rows:
+        state.ema_statistics.load(_own_mean(rows["ema_statistics"]))
+    state.sums.set(_own_sum(rows["sums"]))
+
+
+def _per_rank(state: TrainState) -> dict[str, Tensor]:
+    vectors = {"sums": state.sums.vector}
+    if state.statistics.layers:
+        vectors["statistics"] = state.statistics.vector()
+    if state.ema_statistics and state.ema_statistics.layers:
+        vectors["ema_statistics"] = state.ema_statistics.vector()
+    return vectors
+
+
+def _own_mean(rows: Tensor) -> Tensor:
+    """Return this rank's row, or on another world size the mean of all: what evaluation would use."""
+    return rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
+
+
+def _own_sum(rows: Tensor) -> Tensor:
+    """Return this rank's row, or on another world size all on rank 0 and zeros elsewhere: the total stays."""
+    if len(rows) == world_size():
+        return rows[rank()]
+    return rows.sum(dim=0) if rank() == 0 else torch.zeros_like(rows[0])

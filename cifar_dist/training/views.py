@@ -1,0 +1,95 @@
+"""What a run shows of itself: its page, refreshed at every evaluation, its pictures, and its view in Weights & Biases.
+
+All of it is rank 0's, and derived from the run folder: whatever fails here costs a warning, never the run.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from cifar_dist.data import Split
+from cifar_dist.models.som import Som
+from cifar_dist.record.folder import PAGE_FILE
+from cifar_dist.record.predictions import read_predictions
+from cifar_dist.record.reader import read_run
+from cifar_dist.report.provenance import published_accuracy
+from cifar_dist.tracking.link import Mode
+from cifar_dist.tracking.process import Tracker
+from cifar_dist.training.engine import Run
+
+NUM_AUGMENTED = 40  # training images in the picture of augmentations
+# A cluster gives an interrupted run little time.
+WAIT_FOR_WANDB_S = {"finished": 60.0, "interrupted": 10.0, "failed": 10.0}
+
+
+class Views:
+    """The views of one run, on rank 0."""
+
+    def __init__(self, run: Run, mode: Mode) -> None:
+        self.run = run
+        self.tracker = Tracker(run.folder.path, mode, run.console)
+        self._pixels: Mapping[str, np.ndarray] = {}
+
+    def refresh(self) -> None:
+        """Bring the page up to date."""
+        self._try("page", self._write_page)
+        self._try("Weights & Biases", self.tracker.tell)
+
+    def end(self, status: str) -> None:
+        """Draw the pictures, bring the page up to date, and let Weights & Biases have the rest."""
+        if status != "failed":
+            self._try("pictures", self._draw)
+        self.refresh()
+        self.run.console.say(f"page         {self.run.folder.path / PAGE_FILE}")
+        signals, before = self.run.signals, self.run.signals.hurried
+        wait_s = WAIT_FOR_WANDB_S[status]
+        self._try("Weights & Biases", lambda: self.tracker.finish(wait_s, lambda: signals.hurried > before))
+
+    def _write_page(self) -> None:
+        from cifar_dist.report.page import write_report  # slow to import, and not needed to start
+
+        folder = self.run.folder.path
+        write_report(folder, self._images(), published_accuracy(read_run(folder)))
+
+    def _draw(self) -> None:
+        from cifar_dist.report.image_grids import Augmented  # the same
+        from cifar_dist.report.plots import draw_map, draw_pictures
+
+        run, folder = self.run, self.run.folder.path
+        record, predictions = read_run(folder), read_predictions(folder)
+        augmented, published = Augmented(*augmented_images(run)), published_accuracy(record)
+        draw_pictures(record, predictions, self._images(), augmented, folder / "plots", record.title, published)
+        model = run.state.eval_model
+        if isinstance(model, Som):
+            mean, std = run.normalize.mean, run.normalize.std
+            draw_map(model, mean, std, run.dataset.classes, folder / "plots/map.png")
+
+    def _images(self) -> np.ndarray | None:
+        """Return the images (M, 32, 32, 3) uint8 that the newest predictions are about."""
+        predictions = read_predictions(self.run.folder.path)
+        if not predictions:
+            return None
+        if predictions.split not in self._pixels:
+            split: Split = getattr(self.run.splits, predictions.split)
+            self._pixels = {predictions.split: split.pixels()}
+        return self._pixels[predictions.split]
+
+    def _try(self, what: str, make: Callable[[], object]) -> None:
+        try:
+            make()
+        except Exception as error:
+            self.run.console.warn(f"no {what} in {self.run.folder.path}: {type(error).__name__}: {error}")
+
+
+def augmented_images(run: Run) -> tuple[np.ndarray, list[str]]:
+    """Return the first training images of the run as its first steps saw them, (N, S, S, 3) in [0, 1], and their labels."""
+    places = torch.arange(min(NUM_AUGMENTED, run.plan.num_images), device=run.device)
+    with torch.inference_mode():
+        images, labels, _ = run.batches.load(0, places)
+        pixels = run.normalize.undo(images).permute(0, 2, 3, 1).cpu().numpy()
+    names = [run.dataset.classes[target] for target in labels.targets.tolist()]
+    if labels.others is not None and labels.share is not None:
+        mixed = zip(names, labels.others.tolist(), labels.share.tolist(), strict=True)
+        names = [f"{share:.0%} {name}\n{1 - share:.0%} {run.dataset.classes[other]}" for name, other, share in mixed]
+    return pixels, names

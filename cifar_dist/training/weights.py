@@ -1,0 +1,67 @@
+"""Weights files: safetensors with what is needed to rebuild the model and prepare its inputs. Nothing in them executes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.data import SPLIT_OPTIONS, Dataset
+from cifar_dist.errors import UserError
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.models import build_model
+
+KEY = "cifar_dist"  # one metadata entry: safetensors writes several in no fixed order
+
+
+def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize, step: int) -> dict[str, Any]:
+    """Return what a weights file says of itself: how to rebuild the model, prepare its inputs and find its data."""
+    return {
+        "model": config.model,
+        "model_options": config.model_options,
+        "classes": dataset.classes,
+        "mean": normalize.mean,
+        "std": normalize.std,
+        "mixed_precision": config.mixed_precision,
+        "data": config.data,
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "split": {name: getattr(config, name) for name in SPLIT_OPTIONS},
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "step": step,
+        "ema": config.ema_decay is not None,
+    }
+
+
+def pack_weights(model: nn.Module, about: Mapping[str, Any]) -> bytes:
+    """Return a weights file. The same weights and `about` always give the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={KEY: json.dumps(dict(about), sort_keys=True)})
+
+
+def unpack_weights(data: bytes) -> dict[str, Tensor]:
+    return safetensors.torch.load(data)
+
+
+def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild the model of a weights file, on the CPU, in evaluation mode; return it with what the file says of itself.
+
+    Raises `UserError` where the file isn't one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a weights file ({error}); give a run folder or its model.safetensors") from None
+    if KEY not in metadata:
+        raise UserError(f"{path} doesn't say which model it holds; it was not written by train.py")
+    about = json.loads(metadata[KEY])
+    model = build_model(about["model"], len(about["classes"]), about["model_options"])
+    model.load_state_dict(tensors)
+    return model.eval(), about

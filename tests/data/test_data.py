@@ -1,0 +1,386 @@
+import hashlib
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import CLASSES, ROOT, copy_tree, write_class_folders
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from cifar_dist import data
+from cifar_dist.config import TrainConfig
+from cifar_dist.data import load_dataset, make_splits
+from cifar_dist.data.dataset import channel_statistics
+from cifar_dist.data.synthetic import draw_images
+from cifar_dist.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+# ---- class folders
+
+
+def test_folders_hold_the_decoded_pixels_in_order_of_class_and_name(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    assert dataset.classes == CLASSES
+    assert dataset.train.images.dtype == torch.uint8
+    files = sorted((folders / "train").glob("*/*"))
+    assert dataset.train.targets.tolist() == [CLASSES.index(f.parent.name) for f in files]
+    for i in (0, 61, 239):
+        pixels = np.asarray(Image.open(files[i])).transpose(2, 0, 1)
+        assert np.array_equal(dataset.train.images[i].numpy(), pixels)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp", ".gif", ".tiff"])
+def test_any_format_decodes(tmp_path, suffix):
+    write_class_folders(tmp_path / "set", train=3, test=2, suffix=suffix)
+    assert len(load_dataset(str(tmp_path / "set"), tmp_path / "data").train) == 12
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path):
+    write_class_folders(tmp_path / "set", train=3, test=2)
+    Image.new("L", (32, 32), 200).save(tmp_path / "set/train/cat/0000.png")
+    Image.new("RGBA", (32, 32), (1, 2, 3, 0)).save(tmp_path / "set/train/cat/0001.png")
+    images = load_dataset(str(tmp_path / "set"), tmp_path / "data").train.images
+    assert images[3].unique().tolist() == [200]
+    assert images[4, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def break_file(root: Path) -> None:
+    (root / "train/dog/0001.png").write_bytes(b"not an image")
+
+
+def tear_file(root: Path) -> None:
+    path = root / "train/dog/0001.png"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def grow_file(root: Path) -> None:
+    Image.new("RGB", (48, 64)).save(root / "test/cat/0000.png")
+
+
+def empty_class(root: Path) -> None:
+    for file in (root / "test/cat").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_file, r"can't decode .*/train/dog/0001.png .*; repair or remove it"),
+        (tear_file, r"can't decode .*/train/dog/0001.png"),
+        (grow_file, r"/test/cat/0000.png is 48x64 pixels; images must be 32x32"),
+        (empty_class, r"class folder .*/test/cat is empty"),
+        (lambda root: (root / "test/cat").rename(root / "test/cats"), "only one of them has cat, cats"),
+        (lambda root: (root / "test").rename(root / "valid"), "has no folder test/"),
+        (lambda root: (root / "val").mkdir(), "has a folder val/, which would not be used"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(tmp_path, damage, message):
+    write_class_folders(tmp_path / "set", train=3, test=2)
+    damage(tmp_path / "set")
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(str(tmp_path / "set"), tmp_path / "data")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "data").glob("cache/*/about.json"))  # nothing half-read is kept
+
+
+def test_a_changed_folder_is_decoded_again_and_has_another_fingerprint(folders, tmp_path):
+    root = copy_tree(folders, tmp_path / "set")
+    before = load_dataset(str(root), tmp_path / "data")
+    assert load_dataset(str(root), tmp_path / "data").fingerprint == before.fingerprint
+    Image.new("RGB", (32, 32)).save(root / "train/cat/0000.png")
+    assert load_dataset(str(root), tmp_path / "data").fingerprint != before.fingerprint
+
+
+def test_an_image_moved_to_another_class_has_its_new_label(tmp_path):
+    write_class_folders(tmp_path / "set", train=3, test=2)
+    assert (
+        load_dataset(str(tmp_path / "set"), tmp_path / "data").train.targets.tolist()
+        == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    )
+    (tmp_path / "set/train/cat/0000.png").rename(tmp_path / "set/train/bird/moved.png")
+    assert (
+        load_dataset(str(tmp_path / "set"), tmp_path / "data").train.targets.tolist()
+        == [0] * 4 + [1] * 2 + [2] * 3 + [3] * 3
+    )
+    for part in ("train", "test"):
+        (tmp_path / "set" / part / "cat").rename(tmp_path / "set" / part / "car")
+    assert load_dataset(str(tmp_path / "set"), tmp_path / "data").classes == ("bird", "car", "dog", "ship")
+
+
+def test_the_cache_is_memory_mapped_so_that_ranks_share_it(folders, data_dir):
+    load_dataset(str(folders), data_dir)
+    mapped = Path("/proc/self/maps").read_text()
+    images = load_dataset(str(folders), data_dir).train.images
+    assert Path("/proc/self/maps").read_text().count("train_images.npy") > mapped.count("train_images.npy")
+    assert images.is_contiguous()
+
+
+# ---- the official archive
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A small archive in the official format behind a counting loopback server; torchvision's sums changed to match."""
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    folder = source / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(count: int) -> dict:
+        return {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
+
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}", batch(20)) for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(10))])
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    _, meta_md5 = write("batches.meta", {"label_names": names})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta_md5})
+    archive = source / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+    downloads: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            if self.command == "GET":
+                downloads.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=source))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}")
+    yield archive, downloads
+    server.shutdown()
+
+
+def test_the_archive_is_downloaded_checked_and_decoded(official, tmp_path):
+    dataset = load_dataset("cifar10", tmp_path / "data")
+    assert (dataset.name, len(dataset.train), len(dataset.test), dataset.synthetic) == ("CIFAR-10", 100, 10, False)
+    batch = pickle.loads((official[0].parent / "cifar-10-batches-py/data_batch_1").read_bytes())
+    assert np.array_equal(dataset.train.images[3].numpy().reshape(-1), batch["data"][3])
+    assert dataset.train.targets[:20].tolist() == batch["labels"]
+
+
+def test_processes_that_start_together_download_once(official, tmp_path):
+    _, downloads = official
+    load_dataset("cifar10", tmp_path / "alone")
+    requests_of_one = len(downloads)  # torchvision asks for redirects first
+    downloads.clear()
+    names = ("url", "tgz_md5", "train_list", "test_list", "meta")
+    settings = {name: getattr(CIFAR10, name) for name in names}
+    code = (
+        f"import torchvision\nfor k, v in {settings!r}.items(): setattr(torchvision.datasets.CIFAR10, k, v)\n"
+        "from pathlib import Path\nfrom cifar_dist.data import load_dataset\n"
+        f"print(load_dataset('cifar10', Path({str(tmp_path / 'data')!r})).fingerprint)"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    prints = {run.communicate()[0].split()[-1] for run in runs}
+    assert len(prints) == 1
+    assert len(downloads) == requests_of_one
+
+
+def test_an_archive_put_there_by_hand_is_used_without_a_network(official, tmp_path, monkeypatch):
+    archive, downloads = official
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / archive.name).write_bytes(archive.read_bytes())
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
+    assert len(load_dataset("cifar10", tmp_path / "data").train) == 100
+    assert not downloads
+
+
+@pytest.mark.usefixtures("official")
+def test_a_wrong_archive_is_refused_before_anything_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(UserError, match="can't be downloaded"):
+        load_dataset("cifar10", tmp_path / "data")
+
+
+def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
+    with pytest.raises(
+        UserError, match=r"put cifar-10-python.tar.gz \(MD5 [0-9a-f]{32}\) there, or use --data synthetic"
+    ) as e:
+        load_dataset("cifar10", tmp_path / "data")
+    assert "\n" not in str(e.value)
+
+
+@pytest.fixture
+def small_synthetic(monkeypatch):
+    monkeypatch.setattr(data, "SYNTHETIC_SIZES", {"train": 200, "test": 50})
+
+
+@pytest.mark.usefixtures("official", "small_synthetic")
+def test_auto_takes_cifar10_if_it_can_be_had_and_else_says_why_not(tmp_path, monkeypatch):
+    assert load_dataset("auto", tmp_path / "one").name == "CIFAR-10"
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
+    assert load_dataset("auto", tmp_path / "two").synthetic
+    name, why = data.choose_data(tmp_path / "two")
+    assert name == "synthetic"
+    assert "can't be downloaded" in why
+
+
+# ---- synthetic
+
+
+@pytest.mark.usefixtures("small_synthetic")
+def test_the_synthetic_set_is_the_same_each_time_and_train_is_not_test(tmp_path):
+    one, two = (load_dataset("synthetic", tmp_path / name) for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    assert one.synthetic
+    assert one.name == "synthetic"
+    assert torch.bincount(one.train.targets).tolist() == [20] * 10
+    seen = {image.numpy().tobytes() for image in one.train.images}
+    assert not seen & {image.numpy().tobytes() for image in one.test.images}
+
+
+@pytest.mark.slow
+def test_the_synthetic_set_needs_more_than_a_linear_model(train):
+    (images, targets), (test_images, test_targets) = (draw_images(n, seed) for n, seed in ((10_000, 0), (2000, 1)))
+    mean, std = images.mean(axis=0), images.std(axis=0)
+    x, test_x = (torch.from_numpy((i - mean) / std).float().flatten(1) for i in (images, test_images))
+    linear = torch.nn.Linear(3072, 10)
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-3, weight_decay=1.0)
+    for epoch in range(8):
+        for index in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(128):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(linear(x[index]), torch.from_numpy(targets)[index]).backward()
+            optimizer.step()
+    linear_accuracy = (linear(test_x).argmax(dim=1) == torch.from_numpy(test_targets)).double().mean().item()
+    options = "--data synthetic --model resnet20 --limit-train 10000 --limit-eval 2000 --epochs 5 --batch-size 128"
+    result = train(*options.split(), "--log-every", "50", "--threads", str(os.cpu_count()))
+    accuracy = result.json("summary.json")["test"]["accuracy"]
+    assert 0.1 < linear_accuracy < 0.4
+    assert accuracy > 0.6
+    assert result.json("summary.json")["synthetic"]
+
+
+# ---- splits and statistics
+
+
+def splits(dataset, **options):
+    return make_splits(dataset, TrainConfig(**{"epochs": 1, **options}), CPU)
+
+
+def test_validation_is_held_out_stratified_and_fixed_by_its_own_seed(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    s = splits(dataset)
+    assert (len(s.train), len(s.val), len(s.test)) == (216, 24, 100)
+    assert not set(s.train.index.tolist()) & set(s.val.index.tolist())
+    assert torch.bincount(dataset.train.targets[s.val.index]).tolist() == [6] * 4
+    assert torch.equal(splits(dataset, seed=9).val.index, s.val.index)
+    assert not torch.equal(splits(dataset, split_seed=9).val.index, s.val.index)
+
+
+def test_all_images_can_be_trained_on(folders, data_dir):
+    s = splits(load_dataset(str(folders), data_dir), val_fraction=0.0)
+    assert (len(s.train), s.val) == (240, None)
+
+
+def pooled_targets(dataset):
+    return torch.cat((dataset.train.targets, dataset.test.targets))
+
+
+def test_a_test_fraction_pools_all_images_and_uses_each_once_the_classes_balanced(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    s = splits(dataset, test_fraction=0.2, val_fraction=0.25)
+    parts = (s.train, s.val, s.test)
+    assert [len(part) for part in parts] == [204, 68, 68]
+    assert torch.equal(torch.cat([part.index for part in parts]).sort().values, torch.arange(340))
+    for part in parts:
+        assert torch.bincount(part.labels()).tolist() == [len(part) // 4] * 4
+        images, targets = part.gather(torch.arange(len(part)))
+        assert torch.equal(targets, pooled_targets(dataset)[part.index])
+        assert torch.equal(images[-1], torch.cat((dataset.train.images, dataset.test.images))[part.index[-1]])
+    assert torch.equal(splits(dataset, test_fraction=0.2, val_fraction=0.25, seed=4).test.index, s.test.index)
+    assert not torch.equal(splits(dataset, test_fraction=0.2, split_seed=4).test.index, s.test.index)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_folds_hold_out_each_training_image_exactly_once_the_classes_balanced(folders, data_dir, folds):
+    dataset = load_dataset(str(folders), data_dir)
+    held_out = []
+    for fold in range(folds):
+        s = splits(dataset, folds=folds, fold=fold)
+        assert not set(s.train.index.tolist()) & set(s.val.index.tolist())
+        assert len(s.train) + len(s.val) == 240
+        assert len(s.val) in (240 // folds, 240 // folds + 1)
+        counts = torch.bincount(s.val.labels(), minlength=4)
+        assert counts.max() - counts.min() <= 1
+        assert len(s.test) == 100
+        held_out += s.val.index.tolist()
+    assert sorted(held_out) == list(range(240))
+
+
+def test_folds_of_a_pool_leave_the_test_images_out(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    parts = [splits(dataset, test_fraction=0.2, folds=4, fold=fold) for fold in range(4)]
+    test = set(parts[0].test.index.tolist())
+    assert all(set(s.test.index.tolist()) == test for s in parts)
+    assert torch.cat([s.val.index for s in parts]).sort().values.tolist() == sorted(set(range(340)) - test)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 200, "fold": 0}, "a fold of --folds 200 of 240 images is 2, fewer than the 4 classes; use fewer"),
+        (
+            {"test_fraction": 0.005},
+            "--test-fraction 0.005 of 340 images is 2, fewer than the 4 classes; use more, or leave it out",
+        ),
+    ],
+)
+def test_splits_smaller_than_the_classes_are_refused(folders, data_dir, options, message):
+    with pytest.raises(UserError, match=message):
+        splits(load_dataset(str(folders), data_dir), **options)
+
+
+def test_limits_keep_the_classes_balanced(folders, data_dir):
+    dataset = load_dataset(str(folders), data_dir)
+    s = splits(dataset, limit_train=40, limit_eval=12)
+    assert [len(part) for part in (s.train, s.val, s.test)] == [40, 12, 12]
+    assert torch.bincount(dataset.train.targets[s.train.index]).tolist() == [10] * 4
+
+
+def test_a_validation_split_smaller_than_the_classes_is_refused(folders, data_dir):
+    with pytest.raises(UserError, match="is 2, fewer than the 4 classes"):
+        splits(load_dataset(str(folders), data_dir), val_fraction=0.01)
+
+
+def test_statistics_equal_numpys():
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32), dtype=np.uint8)
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx((images / 255).mean(axis=(0, 2, 3)), rel=1e-12)
+    assert std == pytest.approx((images / 255).std(axis=(0, 2, 3)), rel=1e-12)
+
+
+@pytest.mark.skipif(
+    "CIFAR10_DIR" not in os.environ, reason="CIFAR10_DIR doesn't name a folder with the official archive"
+)
+def test_the_statistics_of_the_real_images_are_the_known_ones():
+    dataset = load_dataset("cifar10", Path(os.environ["CIFAR10_DIR"]))
+    assert dataset.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
+    assert dataset.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)
+
+
+def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"unknown data set 'cifar'\. Did you mean 'cifar10'"):
+        load_dataset("cifar", tmp_path)
+    with pytest.raises(UserError, match="--data /no/where is not a folder"):
+        load_dataset("/no/where", tmp_path)

@@ -1,0 +1,89 @@
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cifar_dist.files import write_atomically
+from cifar_dist.record import checkpoint
+from cifar_dist.record.checkpoint import BrokenCheckpointError
+
+FILES = {"training.pt": b"x" * 1000, "model.safetensors": b"weights"}
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    checkpoint.save(tmp_path, 7, FILES)
+    assert checkpoint.load_newest(tmp_path) == (checkpoint.Checkpoint(7, FILES), [])
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000007"]
+
+
+def test_without_any_checkpoint_there_is_none(tmp_path):
+    assert checkpoint.load_newest(tmp_path / "nowhere") == (None, [])
+
+
+@settings(max_examples=64, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from([*FILES, checkpoint.MANIFEST]),
+    place=st.integers(0, 10**6),
+    bit=st.integers(0, 7),
+    cut=st.booleans(),
+)
+def test_any_flipped_bit_or_lost_tail_is_noticed_and_the_one_before_is_used(tmp_path_factory, name, place, bit, cut):
+    folder = tmp_path_factory.mktemp("c")
+    checkpoint.save(folder, 1, FILES)
+    checkpoint.save(folder, 2, FILES)
+    path = checkpoint.folder_for(folder, 2) / name
+    data = bytearray(path.read_bytes())
+    if cut:
+        data = data[: place % len(data)]
+    else:
+        data[place % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    found, problems = checkpoint.load_newest(folder)
+    if found.step == 2:  # only white space of the manifest may change without harm
+        assert name == checkpoint.MANIFEST
+        assert found.files == FILES
+    else:
+        assert (found.step, len(problems)) == (1, 1)
+        assert "step_00000002" in problems[0]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_crash_in_the_middle_of_a_save_leaves_the_older_one_whole(tmp_path, monkeypatch, call):
+    checkpoint.save(tmp_path, 1, FILES)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, crash)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 2, FILES)
+    monkeypatch.undo()
+    assert checkpoint.load_newest(tmp_path) == (checkpoint.Checkpoint(1, FILES), [])
+    checkpoint.save(tmp_path, 2, FILES)
+    checkpoint.prune(tmp_path, 5, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_a_write_that_did_not_reach_the_disk_is_noticed_before_anything_is_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "write_synced", lambda path, data: path.write_bytes(data[:-1]))
+    with pytest.raises(BrokenCheckpointError):
+        checkpoint.save(tmp_path, 1, FILES)
+
+
+def test_prune_keeps_the_newest_and_the_best(tmp_path):
+    for step in (10, 20, 30, 40):
+        checkpoint.save(tmp_path, step, FILES)
+    checkpoint.prune(tmp_path, 2, [10])
+    assert checkpoint.saved_steps(tmp_path) == [10, 30, 40]
+    checkpoint.discard_after(tmp_path, 30)
+    assert checkpoint.saved_steps(tmp_path) == [10, 30]
+
+
+def test_an_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"

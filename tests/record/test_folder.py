@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from cifar_dist.errors import UserError
+from cifar_dist.record.folder import RunFolder, in_use
+from cifar_dist.training.resume import lock
+
+
+def line(step: int, kind: str = "train") -> dict:
+    return {"kind": kind, "step": step}
+
+
+def test_resuming_drops_later_lines_torn_lines_and_test_results(tmp_path):
+    folder = RunFolder(tmp_path)
+    for entry in (line(10), line(10, "val"), line(20), line(10, "test"), line(30)):
+        folder.append_metrics(entry)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    folder.truncate_metrics(20)
+    assert folder.read_metrics() == [line(10), line(10, "val"), line(20)]
+    folder.append_metrics(line(25))
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").open()] == [10, 10, 20, 25]
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged .*; move the run folder away"):
+        RunFolder(tmp_path).read_json("config.json")
+    assert RunFolder(tmp_path).read_json("summary.json") is None
+
+
+def test_moving_aside_never_overwrites(tmp_path):
+    for number in (1, 2):
+        folder = RunFolder(tmp_path / "run")
+        folder.path.mkdir()
+        (folder.path / "mark").write_text(str(number))
+        assert folder.move_aside() == tmp_path / f"run.{number}"
+    assert [(tmp_path / f"run.{n}/mark").read_text() for n in (1, 2)] == ["1", "2"]
+
+
+def test_a_number_that_json_does_not_know_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFolder(tmp_path).append_metrics({"step": 1, "loss": float("nan")})
+
+
+def test_a_folder_is_in_use_while_its_lock_is_held_and_looking_takes_nothing_away(tmp_path):
+    assert not in_use(tmp_path)
+    held = lock(tmp_path)
+    assert in_use(tmp_path) and in_use(tmp_path)
+    held.release()
+    assert not in_use(tmp_path)
+    lock(tmp_path).release()

@@ -1,0 +1,284 @@
+import base64
+import html
+import io
+import json
+import math
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from helpers.pages import make_run, train_line, val_line
+from PIL import Image
+
+from cifar_dist.__main__ import main
+from cifar_dist.config import TrainConfig
+from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+from cifar_dist.record.reader import read_run
+from cifar_dist.report.gallery import MOST_RIGHT
+from cifar_dist.report.page import MOST_POINTS, charts, write_report
+from cifar_dist.report.provenance import commands
+
+
+def logits_of(path: Path, split: str = "val") -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path / f"predictions-{split}.npz") as file:
+        return file["targets"], file["logits"].astype(np.float64)
+
+
+def embedded(page: str, name: str) -> list | dict:
+    return json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)[1])
+
+
+def text_of(page: str) -> str:
+    """What a reader sees."""
+    visible = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", visible)).split())
+
+
+def rows_of(page: str) -> dict[str, list[str]]:
+    """The table of classes: name -> the values its cells sort by."""
+    table = page[page.index('id="classes"') : page.index("</table>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)[1:]
+    return {re.search(r'scope="row">(.*?)<', row)[1]: re.findall(r'data-value="(.*?)"', row) for row in rows}
+
+
+def test_the_table_of_classes_holds_what_counting_one_image_after_the_other_gives(tmp_path):
+    make_run(tmp_path / "run")
+    rows = rows_of(write_report(tmp_path / "run", None).read_text())
+    targets, logits = logits_of(tmp_path / "run")
+    for c, name in enumerate(("cat", "dog", "ship", "frog")):
+        guesses = [sorted(range(4), key=lambda k: -line[k])[:2] for line in logits[targets == c]]
+        firsts = [first for first, _ in guesses]
+        correct, second = firsts.count(c), [guess[1] for guess in guesses].count(c)
+        taken = max(firsts.count(other) for other in range(4) if other != c)
+        z, p = 1.959963984540054, correct / 100  # Wilson 1927
+        low = (p + z**2 / 200 - z * math.sqrt(p * (1 - p) / 100 + z**2 / 40000)) / (1 + z**2 / 100)
+        expected = [100, correct, p, low, second, (correct + second) / 100, taken]
+        assert [float(value) for value in rows[name]] == pytest.approx(expected)
+    assert int(rows["all"][1]) == sum(int(rows[name][1]) for name in ("cat", "dog", "ship", "frog"))
+
+
+def test_all_mistakes_and_the_least_certain_hits_of_each_class_are_there_with_their_pixels(tmp_path):
+    pixels = make_run(tmp_path / "run")
+    page = write_report(tmp_path / "run", pixels).read_text()
+    galleries = embedded(page, "galleries")
+    targets, logits = logits_of(tmp_path / "run")
+    exp = np.exp(logits)
+    sure, first = (exp / exp.sum(axis=1, keepdims=True)).max(axis=1), logits.argmax(axis=1)
+    for c, gallery in enumerate(galleries["images"]):
+        wrong = {i for i in range(400) if targets[i] == c and first[i] != c}
+        hits = sorted((i for i in range(400) if targets[i] == c == first[i]), key=lambda i: sure[i])
+        assert len(hits) > MOST_RIGHT
+        assert set(gallery["places"]) == wrong | set(hits[:MOST_RIGHT])
+        assert gallery["first"] == first[gallery["places"]].tolist()
+        assert gallery["confidence"] == pytest.approx(sure[gallery["places"]], abs=6e-5)
+        jpeg = re.search(rf'id="sprite-{c}">(.*?)</script>', page)[1]
+        sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg)))).astype(int)
+        for tile, place in enumerate(gallery["places"]):
+            row, column = (32 * part for part in divmod(tile, galleries["columns"]))
+            middle = sheet[row + 8 : row + 24, column + 8 : column + 24]
+            assert np.abs(middle - pixels[place, 8:24, 8:24].astype(int)).max() < 16
+
+
+def test_hostile_names_are_text(tmp_path):
+    names, note = ['<b>&"x', "</script x", "</style>", "{{ 7 * 7 }}"], "</script><script>alert(1)</script>"
+    pixels = make_run(tmp_path / "run", names, wandb_notes=note)
+    page = write_report(tmp_path / "run", pixels).read_text()
+    assert "<b>&" not in page and "<script>alert" not in page and page.count("</style>") == 2
+    assert page.count("</script") == page.count("</script>") == page.count("<script")
+    assert embedded(page, "galleries")["classes"] == names
+    assert note in text_of(page) and f"{names[0]} 100" in text_of(page) and "49" not in rows_of(page)
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        (
+            {"status": "finished", "best_step": 10, "test": None},
+            "It was not tested. To do so: accelerate launch eval.py",
+        ),
+        ({"status": "interrupted", "step": 12, "signal": "SIGTERM"}, "Interrupted by SIGTERM after step 12"),
+        ({"status": "failed", "error": "OSError: disk full"}, "It failed: OSError: disk full. Nothing was saved"),
+        ({"status": "running"}, "It ended without a word"),
+    ],
+)
+def test_a_page_says_how_the_run_stands_and_what_to_do(tmp_path, summary, says):
+    make_run(tmp_path / "run", summary=summary)
+    page = write_report(tmp_path / "run", None).read_text()
+    assert says in text_of(page)
+    assert "data-reload-s=" not in page
+
+
+def test_only_the_page_of_a_running_run_loads_itself_again(tmp_path):
+    make_run(tmp_path / "run", summary={"status": "running"})
+    with FileLock(tmp_path / "run/.lock"):
+        page = write_report(tmp_path / "run", None).read_text()
+    assert '<body data-reload-s="20">' in page and "It is running" in text_of(page)
+
+
+def test_a_broken_folder_has_a_page_of_the_rest(tmp_path):
+    make_run(
+        tmp_path / "run", lines=[train_line(5), {**val_line(10), "per_class_accuracy": dict.fromkeys("abcd", 0.5)}]
+    )
+    (tmp_path / "run/config.json").write_text('{"half')
+    page = write_report(tmp_path / "run", None).read_text()
+    assert "can't be read (config.json: " in text_of(page)
+    assert set(rows_of(page)) == {*"abcd", "all"}
+
+
+@pytest.mark.parametrize("number", [4, 100])
+def test_any_number_of_classes_has_a_page(tmp_path, number):
+    pixels = make_run(tmp_path / "run", [f"c{i}" for i in range(number)])
+    page = write_report(tmp_path / "run", pixels).read_text()
+    targets, logits = logits_of(tmp_path / "run")
+    cells = {
+        (int(t), int(p)): int(n)
+        for t, p, n in re.findall(r'true="(\d+)" data-predicted="(\d+)" data-count="(\d+)"', page)
+    }
+    pairs = list(zip(targets.tolist(), logits.argmax(axis=1).tolist(), strict=True))
+    assert cells == {pair: pairs.count(pair) for pair in set(pairs)}
+
+
+def test_a_page_without_predictions_counts_what_the_summary_holds(tmp_path):
+    test = {"accuracy": 0.75, "top2_accuracy": 0.875, "loss": 0.9, "num_images": 8}
+    test |= {"confusion_matrix": [[4, 0], [2, 2]], "second_guess_correct": [0, 1]}
+    make_run(
+        tmp_path / "run", ("cat", "dog"), predicted=None, summary={"status": "finished", "best_step": 10, "test": test}
+    )
+    page = write_report(tmp_path / "run", None, published=0.61).read_text()
+    assert rows_of(page)["dog"] == pytest.approx(["4", "2", "0.5", rows_of(page)["dog"][3], "1", "0.75", "2"])
+    assert "no predictions of single images" in text_of(page)
+    assert "test accuracy 75.00 %" in text_of(
+        page
+    ) and "the paper's test accuracy 61.00 % +14.00 points here" in text_of(page)
+
+
+def test_a_run_without_validation_has_curves_of_training_alone(tmp_path):
+    make_run(tmp_path / "run", predicted=None, lines=[train_line(10), train_line(20)])
+    page = write_report(tmp_path / "run", None).read_text()
+    drawn = {chart["title"]: [one["name"] for one in chart["series"]] for chart in embedded(page, "charts")}
+    assert drawn["Loss"] == drawn["Accuracy"] == ["training"]
+    assert "Gradient norm" not in drawn  # None throughout
+    assert "no counts by class" in text_of(page)
+
+
+def test_a_maps_two_losses_are_not_drawn_together():
+    drawn = charts([train_line(5, accuracy=None), val_line(10)], None)
+    assert [(chart["title"], [one["name"] for one in chart["series"]]) for chart in drawn[:2]] == [
+        ("Training loss", ["training"]),
+        ("Accuracy", ["validation"]),
+    ]
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    (rate,) = (
+        chart for chart in charts([train_line(s) for s in range(1, 5001)], None) if chart["title"] == "Learning rate"
+    )
+    points = rate["series"][0]["points"]
+    assert len(points) == MOST_POINTS
+    assert points[0] == [0.1, 0.1] and points[-1] == [500.0, 0.1]
+
+
+def test_the_papers_number_and_the_opening_of_the_gap_are_marked():
+    lines = [line for i in range(1, 6) for line in (train_line(10 * i), {**val_line(10 * i), "loss": 1.0 + 0.1 * i})]
+    loss, accuracy = charts(lines, 0.61)[:2]
+    assert loss["vlines"] == accuracy["vlines"] == [{"x": 1.0, "label": "the gap opens"}]
+    assert accuracy["hlines"] == [{"y": 0.61, "label": "the paper's test accuracy, 61.00 %"}]
+
+
+def test_synthetic_data_is_announced_at_the_head(tmp_path):
+    make_run(tmp_path / "run", synthetic=True)
+    assert "SYNTHETIC DATA" in text_of(write_report(tmp_path / "run", None).read_text())[:200]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps": 70, "epochs": None, "augment": (), "nesterov": True, "seed": 3, "val_fraction": 0.0},
+        {"model": "som", "recipe": "pandey2020", "model_options": ("rows=4",), "label_smoothing": 0.0},
+        {
+            "optimizer": "adamw",
+            "nesterov": True,
+            "folds": 5,
+            "fold": 2,
+            "data": "/a folder/it's",
+            "test": False,
+            "threads": 7,
+        },
+    ],
+)
+def test_the_command_of_a_page_gives_the_runs_options_again(tmp_path, options):
+    make_run(tmp_path / "run", output_dir=str(tmp_path / "run"), wandb_tags=("a",), **options)
+    record = read_run(tmp_path / "run")
+    checkout, command = commands(record)
+    assert checkout == "git checkout 0123abc"
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:6] == ["accelerate", "launch", "--config_file", "launch/multi_cpu.yaml", "--num_processes", "2"]
+    parser = OneLineParser(allow_abbrev=False)
+    add_flags(parser, TrainConfig)
+    again = resolve_train_config(parser.parse(words[7:])).to_dict()
+    elsewhere = {"output_dir", "threads", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb"))}
+    assert {k: v for k, v in again.items() if k not in elsewhere} == {
+        k: v for k, v in record.config.items() if k not in elsewhere
+    }
+    assert again["threads"] == 3 and again["output_dir"] is None
+
+
+def test_options_that_are_not_the_recipes_own_stand_out(tmp_path):
+    make_run(tmp_path / "run")
+    page = write_report(tmp_path / "run", None).read_text()
+    differing = page[page.index("What differs") : page.index("<details")]
+    assert re.search(r'class="differs"><td><code>--lr</code></td><td>0.02</td><td>0.05</td>', differing)
+    assert "--momentum" not in differing and "--momentum" in page
+
+
+def test_the_environment_of_every_start_is_there(tmp_path):
+    make_run(tmp_path / "run")
+    text = text_of(write_report(tmp_path / "run", None).read_text())
+    for part in (
+        "0123abc",
+        "node1",
+        "2, 3 CPU threads each",
+        "torch 2.14.1",
+        "torchvision –",
+        "train.py --model lenet",
+        "f00d",
+    ):
+        assert part in text
+
+
+def test_the_report_command_writes_pages_with_the_images_of_the_runs_own_split(train, folders, capsys):
+    folder = train(name="a").folder
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    galleries = embedded(page, "galleries")
+    files = sorted((folders / "test").glob("*/*.png"))  # in the order of the split: by class, then by name
+    assert galleries["split"] == "test" and galleries["classes"] == ["bird", "cat", "dog", "ship"]
+    for c, gallery in enumerate(galleries["images"]):
+        sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(rf'id="sprite-{c}">(.*?)<', page)[1]))))
+        for tile, place in enumerate(gallery["places"]):
+            row, column = (32 * part for part in divmod(tile, galleries["columns"]))
+            truth = np.asarray(Image.open(files[place])).astype(int)
+            assert (
+                np.abs(sheet[row : row + 32, column : column + 32].mean(axis=(0, 1)) - truth.mean(axis=(0, 1))).max()
+                < 3
+            )
+    assert f"written to {folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_report_command_does_without_data_and_says_so(tmp_path, capsys):
+    make_run(tmp_path / "run", data=str(tmp_path / "gone"))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "shows no images: --data" in capsys.readouterr().out
+    assert "the pictures themselves aren't here" in text_of((tmp_path / "run/report.html").read_text())
+
+
+@pytest.mark.parametrize(("words", "says"), [([], "which runs?"), (["nowhere"], "nowhere is not a run folder")])
+def test_the_report_command_refuses_what_is_no_run(words, says, capsys):
+    assert main(["report", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1

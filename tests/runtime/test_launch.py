@@ -1,0 +1,166 @@
+"""The launch configs: every key is in Accelerate's schema, and those this machine can run really start what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from helpers.runs import ROOT, Result
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.runtime import launch
+from cifar_dist.runtime.cpu import worthwhile_threads
+from cifar_dist.runtime.launch import LaunchRequest, launch_request
+
+CONFIGS = sorted((ROOT / "launch").glob("*.yaml"))
+
+GPUS = torch.cuda.device_count()
+
+EXPECTED = {
+    "cpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": True},
+    "gpu": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "gpu_ids": "all"},
+    "multi_cpu": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "gpu_ids": "-1,-1"},
+    "multi_gpu": {"distributed_type": "MULTI_GPU", "num_processes": -1, "use_cpu": False, "gpu_ids": "all"},
+    "multi_node": {"distributed_type": "MULTI_GPU", "num_processes": -1, "use_cpu": False, "gpu_ids": "all", "num_machines": 2},
+}  # fmt: skip
+FIXED = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0, "mixed_precision": "no", "num_machines": 1}
+PORTS = {"multi_cpu": {"main_process_port": 0}, "multi_gpu": {"main_process_port": 0}}
+PORTS["multi_node"] = {"main_process_port": 29500, "rdzv_backend": "static", "same_network": True}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_key_and_value_is_the_expected_one_and_in_accelerates_schema(path):
+    content = yaml.safe_load(path.read_text())
+    assert content == {**FIXED, **PORTS.get(path.stem, {}), **EXPECTED[path.stem]}
+    assert set(content) <= set(ClusterConfig.__dataclass_fields__)
+    loaded = load_config_from_file(str(path)).to_dict()
+    for key, value in content.items():
+        assert str(loaded[key]).removeprefix("DistributedType.") == str(value), key
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    text = (ROOT / "launch/README.md").read_text()
+    return [words.split()[2:] for words in re.findall(r"`(accelerate launch --config_file [^`]*)`", text)]
+
+
+@pytest.mark.parametrize("words", commands_of_the_readme(), ids=lambda words: Path(words[1]).stem)
+def test_the_launcher_understands_every_command_of_the_readme(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert args.training_script_args == ["--model", "resnet"]
+    assert args.num_processes >= 1
+    assert args.multi_gpu == ("multi" in words[1])
+    assert Path(words[1]).stem in EXPECTED
+
+
+def test_the_readme_has_one_command_for_each_config():
+    assert sorted(Path(words[1]).stem for words in commands_of_the_readme()) == [path.stem for path in CONFIGS]
+
+
+def accelerate_launch(words: list[str], folder: Path, folders: Path, data_dir: Path, *more: str) -> subprocess.Popen:
+    options = f"--model lenet --steps 3 --batch-size 32 --data {folders} --data-dir {data_dir} --output-dir {folder}"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, "train.py", *options.split(), *more]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*launchers: subprocess.Popen) -> list[tuple[int, str]]:
+    results = [launcher.communicate(timeout=300) for launcher in launchers]
+    return [(p.returncode, "".join(out)) for p, out in zip(launchers, results, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "world_size"),
+    [
+        ("--config_file launch/cpu.yaml", 1),
+        ("--config_file launch/multi_cpu.yaml", 2),
+        ("--config_file launch/multi_cpu.yaml --num_processes 3", 3),
+        pytest.param("--config_file launch/gpu.yaml", 1, marks=pytest.mark.gpu),
+        pytest.param(f"--config_file launch/multi_gpu.yaml --num_processes {GPUS}", GPUS, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_config_starts_what_its_name_says(words, world_size, folders, data_dir, tmp_path):
+    if "multi_gpu" in words and world_size < 2:
+        pytest.skip("fewer than two GPUs")
+    ((status, output),) = finish(accelerate_launch(words.split(), tmp_path / "run", folders, data_dir))
+    assert status == 0, output
+    record = Result(0, tmp_path / "run").json("config.json")
+    start = record["starts"][-1]
+    assert start["world_size"] == world_size
+    assert start["device"].startswith("cpu") == ("cpu" in words), start
+    cores = len(os.sched_getaffinity(0))
+    config = TrainConfig.from_dict(record["config"])
+    assert start["threads_per_process"] == worthwhile_threads(config, world_size, max(1, cores // world_size))
+
+
+@pytest.mark.slow
+def test_two_launchers_of_the_multi_node_config_form_one_world(folders, data_dir, tmp_path):
+    port = str(20000 + os.getpid() % 10000)
+    words = (
+        f"--config_file launch/multi_node.yaml --num_processes 4 --main_process_ip 127.0.0.1 --main_process_port {port}"
+    )
+    nodes = [
+        accelerate_launch([*words.split(), "--machine_rank", n], tmp_path / "run", folders, data_dir, "--device", "cpu")
+        for n in ("0", "1")
+    ]
+    for status, output in finish(*nodes):
+        assert status == 0, output
+    assert Result(0, tmp_path / "run").json("config.json")["starts"][-1]["world_size"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--cpu --num_processes 2", "the launcher was asked for 2 processes and started 1"),
+        ("--num_processes 2", "the launcher was asked for 2 processes and started 1"),
+        ("--config_file launch/gpu.yaml", "launch/gpu.yaml asks for a GPU (use_cpu: false), but torch sees none"),
+    ],
+)
+def test_the_obvious_mistakes_are_refused_with_the_right_command(words, message, folders, data_dir, tmp_path):
+    ((status, output),) = finish(accelerate_launch(words.split(), tmp_path / "run", folders, data_dir))
+    assert status == 1  # the launcher's, for our 2
+    assert output.count(f"error: {message}") == 1
+    assert not (tmp_path / "run").exists()
+
+
+class FakeParent:
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+
+    def parent(self) -> "FakeParent":
+        return self
+
+    def cmdline(self) -> list[str]:
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("words", "request_"),
+    [
+        ("python /bin/accelerate launch --cpu --num_processes 2 train.py", LaunchRequest(2, None, True)),
+        ("python -m accelerate.commands.launch train.py", LaunchRequest(None, None, False)),
+        (
+            "/bin/accelerate-launch --config_file launch/multi_cpu.yaml x.py",
+            LaunchRequest(2, "launch/multi_cpu.yaml", True),
+        ),
+        (
+            "python /bin/accelerate launch --config_file launch/gpu.yaml x.py",
+            LaunchRequest(1, "launch/gpu.yaml", False),
+        ),
+        ("bash", None),
+        ("python launch", None),
+        ("python /bin/accelerate launch --no_such_flag", None),
+    ],
+)
+def test_the_launchers_command_line_is_read_as_the_launcher_reads_it(monkeypatch, words, request_):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(launch.psutil, "Process", lambda: FakeParent(*words.split()))
+    assert launch_request() == request_
