@@ -159,7 +159,7 @@ def run_job(job: Job, record: Record, folder: Path, children: Children) -> int:
 
 def correctness(given: argparse.Namespace) -> list[Job]:
     """One job for each function of tests that has a test marked gpu."""
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     pytest = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "-m", "gpu"]
     listed = subprocess.run([*pytest, "--collect-only", *files], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -255,17 +255,17 @@ def bare_step(config: TrainConfig) -> Callable[[], None]:
 def best_step(config: TrainConfig) -> Callable[[], None]:
     """Return the same with the model and the optimizer as our runs set them up."""
     from cifar_dist.models import memory_format
-    from cifar_dist.runtime import accelerator
+    from cifar_dist.runtime.accelerator import accelerate
     from cifar_dist.training.state import build_state
 
-    accelerator = accelerator.accelerate(config)
+    accelerator = accelerate(config)
     state = build_state(config, 10, accelerator)
     images, targets = one_batch(config, accelerator.device)
-    images = images.contiguous(memory_format=memory_format(state.bare))
+    images = images.contiguous(memory_format=memory_format(state.model))
     state.masks.draw(torch.arange(config.batch_size, device=accelerator.device))
 
     def step() -> None:
-        torch.nn.functional.cross_entropy(state.model(images), targets).backward()
+        torch.nn.functional.cross_entropy(state.wrapped(images), targets).backward()
         state.optimizer.step()
         state.optimizer.zero_grad()
 

@@ -59,10 +59,10 @@ def best(config: TrainConfig) -> Steps:
     """The same with the model, the optimizer and the process as our runs set them up."""
     state = build_state(config, 10, accelerator.accelerate(config))
     state.masks.draw(torch.arange(config.batch_size))
-    channels_last = any(p.ndim == 4 and not p.is_contiguous() for p in state.bare.parameters())
+    channels_last = any(p.ndim == 4 and not p.is_contiguous() for p in state.model.parameters())
     images = torch.randn(config.batch_size, 3, 32, 32)
     images = images.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return on_one_batch(state.model, state.optimizer, images)
+    return on_one_batch(state.wrapped, state.optimizer, images)
 
 
 def on_one_batch(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> Steps:

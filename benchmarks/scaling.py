@@ -10,7 +10,7 @@
         --latency-us 5 --bandwidth-gbs 25                               # computing measured elsewhere, another network
 
 `measure` keeps worlds of 1, 2, ... processes alive side by side and lets one of them work at a time, so that all that is
-compared takes turns within a round; a ratio is of the same round. A step is the trainer's own (`engine.train_step`).
+compared takes turns within a round; a ratio is of the same round. A step is the trainer's own (`step.train_step`).
 The formulas are in `scaling_model.py`.
 
 What --gradient-compression bf16 does to accuracy shows with the trainer itself:
@@ -56,14 +56,17 @@ from benchmarks.scaling_model import (
     step_s,
 )
 from cifar_dist.config import TrainConfig
-from cifar_dist.doctor.dry_run import build, tensor_bytes
+from cifar_dist.console import Console
+from cifar_dist.doctor.dry_run import tensor_bytes
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, finish, guarded
 from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.models import MODELS, build_model
 from cifar_dist.runtime import accelerator, collectives
-from cifar_dist.training.engine import settle_gradient_buckets, train_step
+from cifar_dist.training.build import build
 from cifar_dist.training.state import TrainState, build_state
+from cifar_dist.training.step import train_step
+from cifar_dist.training.warmup import settle_gradient_buckets
 
 MESSAGE_BYTES = [4 * 8**i for i in range(9)]  # 4 B to 64 MiB
 GPUS = [2**i for i in range(11)]  # 1 to 1,024
@@ -147,24 +150,24 @@ class Worker:
     """One process of a world: the model, once for each way in which its gradients are added up."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.run = build(config)
-        settle_gradient_buckets(self.run)
-        self.states: dict[str, TrainState] = {"ddp": self.run.state}
+        self.trainer = build(config, Console(speaks=False))
+        settle_gradient_buckets(self.trainer)
+        self.states: dict[str, TrainState] = {"ddp": self.trainer.state}
         self.actions: dict[Task, Callable[[], Any]] = {}
 
     def state(self, reduction: str) -> TrainState:
         """Return the model as it is where gradients are added up like this; made when first asked for. Collective."""
         ddp = self.states["ddp"]
         if reduction == "none":
-            return replace(ddp, model=ddp.bare)
+            return replace(ddp, wrapped=ddp.model)
         if reduction not in self.states:
-            config, accelerator = self.run.config, self.run.accelerator
+            config, accelerator = self.trainer.config, self.trainer.accelerator
             size = self.gradient_bytes() / 2**20
             handler = accelerator.ddp_handler
             handler.bucket_cap_mb = {"one bucket": 2 * size, "quarters": size / 4}.get(reduction, 25)  # 25: torch's own
             handler.comm_hook = DDPCommunicationHookType("bf16" if reduction == "bf16" else "no")
-            self.states[reduction] = build_state(config, len(self.run.dataset.classes), accelerator)
-            settle_gradient_buckets(replace(self.run, state=self.states[reduction]))
+            self.states[reduction] = build_state(config, len(self.trainer.dataset.classes), accelerator)
+            settle_gradient_buckets(replace(self.trainer, state=self.states[reduction]))
         return self.states[reduction]
 
     def seconds(self, task: Task, count: int) -> float:
@@ -179,18 +182,18 @@ class Worker:
     def step_of(self, task: Task) -> Callable[[], Any]:
         """Return a function that does the next step of a run like the task."""
         most = math.ceil(task.share / task.micro_batches)
-        config = replace(self.run.config, batch_size=task.batch, micro_batch_size=most)
-        plan = BatchPlan.from_config(config, len(self.run.splits.train), task.processes)
-        run = replace(self.run, config=config, plan=plan, state=self.state(task.reduction))
+        config = replace(self.trainer.config, batch_size=task.batch, micro_batch_size=most)
+        plan = BatchPlan.from_config(config, len(self.trainer.splits.train), task.processes)
+        trainer = replace(self.trainer, config=config, plan=plan, state=self.state(task.reduction))
         numbers = itertools.cycle(range(plan.steps_per_epoch))
         # A learning rate of 0: where nothing is added up, processes would train apart.
-        return lambda: train_step(run, next(numbers), 0.0, False)
+        return lambda: train_step(trainer, next(numbers), 0.0, False)
 
     def gradient_bytes(self) -> int:
-        return tensor_bytes(self.states["ddp"].bare.parameters())
+        return tensor_bytes(self.states["ddp"].model.parameters())
 
     def bucket_bytes(self, reduction: str) -> list[int]:
-        ddp: Any = self.states[reduction].model
+        ddp: Any = self.states[reduction].wrapped
         return [int(size) for size in ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(",")]
 
 

@@ -39,12 +39,12 @@ ROOT = Path(__file__).parents[1]
 LAUNCHED = "ACCELERATE_MIXED_PRECISION" in os.environ  # by accelerate launch
 STEP = "cifar_dist.training.engine.train_step"
 PHASES = {  # of a start, after the imports: the function whose first return ends each
-    "command line": "cifar_dist.training.preflight.check_early",
-    "process group": "cifar_dist.runtime.accelerator.join",
+    "command line": "cifar_dist.cli.train.check_early",
+    "process group": "cifar_dist.cli.train.join",
     "run folder": "cifar_dist.training.run.open_folder",
-    "accelerator": "cifar_dist.runtime.accelerator.accelerate",
-    "data": "cifar_dist.training.run.make_splits",
-    "model and optimizer": "cifar_dist.training.run.build_state",
+    "accelerator": "cifar_dist.training.build.accelerate",
+    "data": "cifar_dist.training.build.make_splits",
+    "model and optimizer": "cifar_dist.training.build.build_state",
     "record": "cifar_dist.training.run.begin_record",
     "Weights & Biases' process": "cifar_dist.training.run.Views",
     "first step": STEP,

@@ -4,8 +4,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,22 @@ from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console, clock
-from cifar_dist.data import Split, load_dataset, make_splits
+from cifar_dist.data import Split
 from cifar_dist.doctor.cached_data import cache_folder
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, count, duration, ok, size, warning
 from cifar_dist.doctor.wire import finish
 from cifar_dist.errors import UserError
-from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.inputs.plan import BatchPlan
-from cifar_dist.models.losses import training_loss
 from cifar_dist.optim.schedule import Schedule
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import SUMMARY_FILE, RunFolder
-from cifar_dist.runtime import collectives
-from cifar_dist.runtime.accelerator import accelerate, choose_precision
-from cifar_dist.training.engine import Run, forward, settle_gradient_buckets, train_step
-from cifar_dist.training.evaluation import EVAL_BLOCK, prepared
+from cifar_dist.runtime.collectives import on_all, on_main
+from cifar_dist.training.build import Trainer, build
+from cifar_dist.training.evaluation import EVAL_BLOCK, evaluating
 from cifar_dist.training.resume import new_folder, resume_source
-from cifar_dist.training.state import build_state
+from cifar_dist.training.step import forward, train_step
+from cifar_dist.training.warmup import settle_gradient_buckets
 
 WARMUP_STEPS, FEWEST_STEPS, MOST_STEPS = 3, 2, 1000
 WARMUP_S = 3.0  # after which a slow machine is warm
@@ -41,20 +38,20 @@ TIGHT_SHARE = 0.9  # of a GPU's memory
 
 def measure(visit: Visit) -> dict[str, Any]:
     """Build the run without its folder, do a few steps, and return what it takes."""
-    config, run = visit.config, build(visit.config)
-    plan, splits = run.plan, run.splits
+    trainer = build_prepared(visit.config, visit.given)
+    config, plan, splits = trainer.config, trainer.plan, trainer.splits
     try:
-        measured = measure_steps(run)
+        measured = measure_steps(trainer)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"a step does not fit into the memory of {run.device}; use a smaller --micro-batch-size, or --mixed-precision bf16"
+            f"a step does not fit into the memory of {trainer.device}; use a smaller --micro-batch-size, or --mixed-precision bf16"
         ) from None
     evaluations = sum(plan.is_epoch_end(step, config.eval_every) for step in range(1, plan.total_steps + 1))
     blocks = evaluations * blocks_per_rank(splits.val, plan) + config.test * blocks_per_rank(splits.test, plan)
     return measured | {
-        "data": f"{run.dataset.name}: {len(splits.train):,} train, {len(splits.val or ()):,} val, {len(splits.test):,} test",
-        "synthetic": run.dataset.synthetic,
-        "parameters": sum(p.numel() for p in run.state.bare.parameters()),
+        "data": f"{trainer.dataset.name}: {len(splits.train):,} train, {len(splits.val or ()):,} val, {len(splits.test):,} test",
+        "synthetic": trainer.dataset.synthetic,
+        "parameters": sum(p.numel() for p in trainer.state.model.parameters()),
         "batch": plan.arithmetic(),
         "steps": plan.total_steps,
         "steps_per_epoch": plan.steps_per_epoch,
@@ -66,68 +63,65 @@ def measure(visit: Visit) -> dict[str, Any]:
     }
 
 
-def measure_steps(run: Run) -> dict[str, Any]:
+def measure_steps(trainer: Trainer) -> dict[str, Any]:
     """Return the seconds of some steps and of a block of evaluation, and the bytes that they take. Collective."""
-    if run.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(run.device)
-    state, step_s = run.state, time_steps(run)
-    parameters = tensor_bytes(state.bare.parameters())
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+    state, step_s = trainer.state, time_steps(trainer)
+    parameters = tensor_bytes(state.model.parameters())
     moments = (t for moments in state.optimizer.state.values() for t in moments.values() if isinstance(t, Tensor))
     parts = {"parameters": parameters, "gradients": parameters, "optimizer": tensor_bytes(moments)}
     parts["average"] = tensor_bytes(state.ema.module.state_dict().values()) if state.ema else 0
-    micro_batch, parts["activations"] = activation_bytes(run)
-    block_s = time_evaluation(run)
+    micro_batch, parts["activations"] = activation_bytes(trainer)
+    block_s = time_evaluation(trainer)
     return {
         "step_s": step_s,
         "block_s": block_s,
         "bytes": parts,
         "micro_batch": micro_batch,
-        "peak": peak_bytes(run.device),
+        "peak": peak_bytes(trainer.device),
     }
 
 
-def build(config: TrainConfig) -> Run:
-    """Return the run on this rank, as `run.start_run` builds it, with no folder behind it. Collective."""
-    folder = collectives.on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
-    if not collectives.on_main(folder.is_dir):
+def build_prepared(config: TrainConfig, given: Container[str]) -> Trainer:
+    """Return what the run would train, if its data is prepared. Collective."""
+    folder = on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
+    if not on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
-    config = replace(choose_precision(config), early_size=None)  # the most memory, and the most time
-    accelerator = accelerate(config)
-    dataset = collectives.on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
-    splits = make_splits(dataset, config, accelerator.device)
-    plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
-    halves = (0.5,) * len(dataset.mean)
-    mean, std = (halves, halves) if config.normalize == "half" else (dataset.mean, dataset.std)
-    state, normalize = build_state(config, len(dataset.classes), accelerator), Normalize(mean, std, accelerator.device)
-    nowhere, silent = RunFolder(Path("/dev/null")), Console(speaks=False)
-    no_signals: Any = None  # only the loop around the steps looks at them
-    return Run(config, accelerator, dataset, splits, plan, normalize, state, nowhere, silent, no_signals)
+    return build(config, Console(speaks=False), given)
 
 
-def time_steps(run: Run) -> list[float]:
-    """Return the seconds of some steps after the warm-up; as many on every rank. Collective."""
-    schedule = Schedule.from_config(run.config, run.plan.total_steps, run.plan.steps_per_epoch)
+def largest_images(trainer: Trainer) -> int:
+    """Return the first step whose images are as large as any: with --early-size in the second half of the run."""
+    return trainer.batches.first_steps(0)[-1]
+
+
+def time_steps(trainer: Trainer) -> list[float]:
+    """Return the seconds of some steps of full batches, after the warm-up; as many on every rank. Collective."""
+    first, plan = largest_images(trainer), trainer.plan
+    full_batches = max(1, min(plan.total_steps - first, plan.num_images // plan.batch_size))
+    schedule = Schedule.from_config(trainer.config, plan.total_steps, plan.steps_per_epoch)
 
     def timed_step(step: int) -> float:
-        step %= max(1, min(run.plan.total_steps, run.plan.num_images // run.plan.batch_size))  # full batches only
+        step = first + step % full_batches
         start = time.perf_counter()
-        train_step(run, step, schedule.lr_at(step), measure_gradient=False)
-        finish(run.device)
+        train_step(trainer, step, schedule.lr_at(step), measure_gradient=False)
+        finish(trainer.device)
         return time.perf_counter() - start
 
-    settle_gradient_buckets(run)
+    settle_gradient_buckets(trainer)
     warm: list[float] = []
-    while len(warm) < WARMUP_STEPS and collectives.on_main(lambda: sum(warm)) < WARMUP_S:
+    while len(warm) < WARMUP_STEPS and on_main(lambda: sum(warm)) < WARMUP_S:
         warm.append(timed_step(len(warm)))
-    count = collectives.on_main(lambda: min(MOST_STEPS, max(FEWEST_STEPS, round(MEASURE_S / warm[-1]))))
+    count = on_main(lambda: min(MOST_STEPS, max(FEWEST_STEPS, round(MEASURE_S / warm[-1]))))
     return [timed_step(len(warm) + i) for i in range(count)]
 
 
-def activation_bytes(run: Run) -> tuple[int, int]:
+def activation_bytes(trainer: Trainer) -> tuple[int, int]:
     """Return the images of the largest micro-batch, and what its forward pass keeps for the backward pass. Collective."""
     kept: dict[int, int] = {}
-    state = run.state
-    tensors = (*state.bare.parameters(), *state.bare.buffers())
+    state = trainer.state
+    tensors = (*state.model.parameters(), *state.model.buffers())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def note(tensor: Tensor) -> Tensor:
@@ -136,28 +130,30 @@ def activation_bytes(run: Run) -> tuple[int, int]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    places = max(run.plan.micro_batches(0, run.rank), key=len)
-    with run.accelerator.no_sync(state.model), state.statistics.frozen():
-        batch = run.batches.load(0, torch.arange(places.start, places.stop, device=run.device))
+    first = largest_images(trainer)
+    epoch, _ = trainer.plan.batch(first)
+    places = max(trainer.plan.micro_batches(first, trainer.rank), key=len)
+    with trainer.accelerator.no_sync(state.wrapped), state.statistics.frozen():
+        batch = trainer.batches.load(epoch, torch.arange(places.start, places.stop, device=trainer.device))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            outputs = forward(run, batch)
-            loss = training_loss(state.bare, outputs, batch.labels, run.config.label_smoothing, progress=0.0)
-        run.accelerator.backward(loss)
+            outputs = forward(trainer, batch)
+            loss = state.model.loss_sum(outputs, batch.labels, trainer.config.label_smoothing, progress=0.0)
+        trainer.accelerator.backward(loss)
     state.optimizer.zero_grad(set_to_none=True)
     return len(places), sum(kept.values())
 
 
-def time_evaluation(run: Run) -> float:
+def time_evaluation(trainer: Trainer) -> float:
     """Return the seconds of one block of evaluation on this rank."""
-    model, split = run.state.eval_model, run.splits.test
-    pixels, _ = split.gather(torch.arange(min(EVAL_BLOCK, len(split)), device=run.device))
+    model, split = trainer.state.eval_model, trainer.splits.test
+    pixels, _ = split.gather(torch.arange(min(EVAL_BLOCK, len(split)), device=trainer.device))
     seconds = 0.0
-    with prepared(model), torch.inference_mode(), run.accelerator.autocast():
+    with evaluating(model, trainer.accelerator):
         for _ in range(2):  # the first warms up, unless it takes long anyway
             if seconds < WARMUP_S:
                 start = time.perf_counter()
-                model(run.normalize(pixels))
-                finish(run.device)
+                model(trainer.normalize(pixels))
+                finish(trainer.device)
                 seconds = time.perf_counter() - start
     return seconds
 

@@ -79,8 +79,10 @@ class Batches:
 
     def first_steps(self, done: int) -> list[int]:
         """Return the first step of each size of images that is still to come after `done` steps."""
+        if not self.config.early_size:
+            return [0]
         larger = self.plan.epochs // 2 * self.plan.steps_per_epoch
-        return [0, larger] if self.config.early_size and done < larger else [larger]
+        return [0, larger] if done < larger else [larger]
 
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:
         """Make micro-batch `i` of `step`, and with it the next ones of the epoch that are small enough."""

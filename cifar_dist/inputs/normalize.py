@@ -20,3 +20,9 @@ class Normalize:
     def undo(self, images: Tensor) -> Tensor:
         """Return the pixels of normalised images, in [0, 1], for people to look at."""
         return ((images - self.shift) / self.scale / 255).clamp(0, 1)
+
+
+def normalize_as(kind: str, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalize:
+    """Return what `--normalize` means for images of that mean and std, in [0, 1] per channel."""
+    halves = (0.5,) * len(mean)
+    return Normalize(halves, halves, device) if kind == "half" else Normalize(mean, std, device)

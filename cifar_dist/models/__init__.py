@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cifar_dist.errors import UserError, lookup, unknown
+from cifar_dist.models.base import Classifier
 from cifar_dist.models.ghasemi import ghasemi
 from cifar_dist.models.lenet import lenet
 from cifar_dist.models.mlp import mlp
@@ -24,7 +25,7 @@ from cifar_dist.models.som import som
 from cifar_dist.models.speednet import speednet
 from cifar_dist.models.zhang import zhang
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., Classifier]] = {
     "lenet": lenet,
     "ghasemi": ghasemi,
     "pandey": pandey,
@@ -54,12 +55,12 @@ def model_name(name: str) -> str:
     return name
 
 
-def build_model(name: str, num_classes: int = 10, options: Sequence[str] = ()) -> nn.Module:
+def build_model(name: str, num_classes: int = 10, options: Sequence[str] = ()) -> Classifier:
     """Build a model with fresh weights drawn from torch's global generator; `options` are words KEY=VALUE.
 
     Raises `UserError` for an option that the model doesn't have, or can't have at that value.
     """
-    model: nn.Module = lookup(MODELS, name, "model")(num_classes, **parse_options(name, options))
+    model: Classifier = lookup(MODELS, name, "model")(num_classes, **parse_options(name, options))
     return model.to(memory_format=memory_format(model))
 
 

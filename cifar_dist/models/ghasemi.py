@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from cifar_dist.errors import UserError
+from cifar_dist.models.base import Layers
 from cifar_dist.models.dropout import Dropout
 
 WIDTHS = (32, 64, 128, 256, 512)  # of the listing's five convolutions
@@ -17,7 +18,7 @@ def ghasemi(
     linear_layers: int = 3,
     dropout: float = 0.2,
     batch_norm: bool = True,
-) -> nn.Module:
+) -> Layers:
     """Blocks of 3x3 convolution, ReLU, batch norm, then linear layers (Ghasemi 2024, listing); 2,753,546 parameters.
 
     The listing: widths 32 to 512, stride 2 at 64, dropout before the last convolution, average pooling to 2x2, linear
@@ -47,7 +48,7 @@ def ghasemi(
         layers |= {f"fc{i}": nn.Linear(inputs, width), f"relu{convolutions + i}": nn.ReLU(inplace=True)}
         inputs = width
     layers[f"fc{linear_layers}"] = nn.Linear(inputs, num_classes)
-    return nn.Sequential(OrderedDict(layers))
+    return Layers(OrderedDict(layers))
 
 
 def conv_widths(convolutions: int) -> list[int]:

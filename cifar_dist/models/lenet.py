@@ -4,13 +4,15 @@ from collections import OrderedDict
 
 from torch import nn
 
+from cifar_dist.models.base import Layers
 
-def lenet(num_classes: int) -> nn.Module:
+
+def lenet(num_classes: int) -> Layers:
     """LeNet: two 5x5 convolutions and three linear layers (Li 2024); 62,006 parameters.
 
     Not given, so chosen: PyTorch's own initial weights.
     """
-    return nn.Sequential(
+    return Layers(
         OrderedDict(
             conv1=nn.Conv2d(3, 6, 5),
             relu1=nn.ReLU(inplace=True),

@@ -1,20 +1,13 @@
-"""What a training step minimises: cross-entropy, with smoothed or mixed labels, or a self-organizing map's own loss."""
+"""What a training step minimises: cross-entropy, with smoothed or mixed labels. A map's own loss is in som.py."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifar_dist.inputs.labels import Labels
-from cifar_dist.models.som import Som
 
 
-def training_loss(model: nn.Module, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float) -> Tensor:
-    """Return the loss summed over images, () on the device.
-
-    `outputs` are the model's in training mode; `progress` in [0, 1) is the share of the run that is done. Where a mixed
-    image shows two classes, each counts by its share.
-    """
-    if isinstance(model, Som):
-        return model.loss_sum(outputs, progress)
+def cross_entropy_sum(outputs: Tensor, labels: Labels, label_smoothing: float) -> Tensor:
+    """Return the cross-entropy of logits (B, K), summed over images, (); each class of a mixed image counts by its share."""
     if labels.others is None or labels.share is None:
         return F.cross_entropy(outputs, labels.targets, label_smoothing=label_smoothing, reduction="sum")
     loss_sum = outputs.new_zeros(())

@@ -5,10 +5,11 @@ from collections import OrderedDict
 from torch import nn
 
 from cifar_dist.errors import UserError
+from cifar_dist.models.base import Layers
 from cifar_dist.models.dropout import Dropout
 
 
-def mlp(num_classes: int, *, hidden_layers: int = 2, width: int = 512, dropout: float = 0.0) -> nn.Module:
+def mlp(num_classes: int, *, hidden_layers: int = 2, width: int = 512, dropout: float = 0.0) -> Layers:
     """Pixels, hidden layers with ReLU, logits: no notion of neighbouring pixels; 1,841,162 parameters. No source: ours."""
     if hidden_layers < 0 or width < 1:
         raise UserError(
@@ -22,4 +23,4 @@ def mlp(num_classes: int, *, hidden_layers: int = 2, width: int = 512, dropout: 
             layers[f"dropout{i}"] = Dropout(dropout)
         inputs = width
     layers[f"fc{hidden_layers + 1}"] = nn.Linear(inputs, num_classes)
-    return nn.Sequential(OrderedDict(layers))
+    return Layers(OrderedDict(layers))

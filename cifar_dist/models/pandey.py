@@ -4,13 +4,15 @@ from collections import OrderedDict
 
 from torch import nn
 
+from cifar_dist.models.base import Layers
 
-def pandey(num_classes: int) -> nn.Module:
+
+def pandey(num_classes: int) -> Layers:
     """Two 5x5 convolutions, each with ReLU and max-pooling, and one linear layer (Pandey 2020); 69,706 parameters.
 
     Not given, so chosen: no padding, as in LeNet; PyTorch's own initial weights.
     """
-    return nn.Sequential(
+    return Layers(
         OrderedDict(
             conv1=nn.Conv2d(3, 32, 5),
             relu1=nn.ReLU(inplace=True),

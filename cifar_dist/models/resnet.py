@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_dist.models.base import Classifier
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with an option-A shortcut. (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
@@ -28,7 +30,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """3x3 stem of 16 channels, three stages of `blocks` blocks (16, 32, 64 channels), average pool, linear head."""
 
     def __init__(self, blocks: int, num_classes: int) -> None:

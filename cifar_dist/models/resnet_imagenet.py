@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_dist.models.base import Classifier
+
 
 class Block(nn.Module):
     """A basic block of two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, with an option-B shortcut.
@@ -39,7 +41,7 @@ class Block(nn.Module):
         return F.relu(y + (self.downsample(x) if self.downsample else x), inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """3x3 stem with stride 1 and no pooling, four stages of 64, 128, 256, 512 channels, average pool, linear head."""
 
     layer1: nn.Sequential

@@ -4,13 +4,15 @@ from collections import OrderedDict
 
 from torch import nn
 
+from cifar_dist.models.base import Layers
 
-def sengar(num_classes: int) -> nn.Module:
+
+def sengar(num_classes: int) -> Layers:
     """Three 3x3 convolutions, each with ReLU and max-pooling, then linear layers (Sengar & Shweat 2024); 620,362 parameters.
 
     Not given, so chosen: widths 32, 64, 128, one hidden layer of 256 units; PyTorch's own initial weights.
     """
-    return nn.Sequential(
+    return Layers(
         OrderedDict(
             conv1=nn.Conv2d(3, 32, 3, padding=1),
             relu1=nn.ReLU(inplace=True),

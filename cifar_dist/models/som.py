@@ -1,19 +1,22 @@
 """Kohonen's self-organizing map, as in Abhishek Pandey, "Image classification using PyTorch" (2020), §1.2."""
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from cifar_dist.errors import UserError
+from cifar_dist.inputs.labels import Labels
+from cifar_dist.models.base import Classifier, Prototypes
 
 
-class Som(nn.Module):
+class Som(Classifier):
     """A grid of units, each a weight vector as long as an image, and how many training images of each class it wins."""
 
     grid_distances: Tensor  # (U, U) float32: squared distance on the grid between any two units
-    wins: Tensor  # (U, K) int64: set by `evaluation.label_units`
+    wins: Tensor  # (U, K) int64: set by `label`
 
     def __init__(self, num_classes: int, rows: int, columns: int, sigma_start: float, sigma_end: float) -> None:
         super().__init__()
@@ -48,16 +51,32 @@ class Som(nn.Module):
             x = images.flatten(1).float()
             return x.square().sum(dim=1, keepdim=True) - 2 * x @ self.weight.T + self.weight.square().sum(dim=1)
 
-    def loss_sum(self, distances: Tensor, progress: float) -> Tensor:
+    def loss_sum(self, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float) -> Tensor:
         """Return the sum over images of 1/2 sum_j h(b, j) |x - w_j|^2, whose gradient step is Kohonen's adaptation.
 
-        The winner b and its neighbourhood h(b, j) = exp(-d(b, j)^2 / 2 sigma^2) are held constant. `progress` in [0, 1) is
-        the share of the run that is done: sigma falls exponentially with it.
+        `outputs` (B, U) are squared distances. The winner b and its neighbourhood h(b, j) = exp(-d(b, j)^2 / 2 sigma^2) are
+        held constant; sigma falls exponentially with `progress`. Labels have no part in it.
         """
         sigma = self.sigma_start * (self.sigma_end / self.sigma_start) ** progress
-        winners = distances.detach().argmin(dim=1)
+        winners = outputs.detach().argmin(dim=1)
         neighbourhood = torch.exp(self.grid_distances[winners] / (-2 * sigma**2))
-        return 0.5 * (neighbourhood * distances).sum()
+        return 0.5 * (neighbourhood * outputs).sum()
+
+    def training_logits(self, outputs: Tensor) -> None:
+        """A map predicts nothing while it trains."""
+
+    @torch.inference_mode()
+    def label(self, blocks: Iterable[tuple[Tensor, Tensor]], sum_across_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Count the training images of each class that each unit wins."""
+        wins = torch.zeros_like(self.wins)
+        for images, targets in blocks:
+            winners = self.distances(images).argmin(dim=1)
+            wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
+        self.wins.copy_(sum_across_ranks(wins))
+
+    def prototypes(self) -> Prototypes:
+        grid = (self.rows, self.columns)
+        return Prototypes(self.weight.detach().view(*grid, 3, 32, 32), self.wins.view(*grid, -1))
 
 
 def som(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_dist.errors import UserError
+from cifar_dist.models.base import Classifier
 
 PATCH = 2  # pixels, the side of a whitening filter
 COVARIANCE_FLOOR = (
@@ -12,19 +13,24 @@ COVARIANCE_FLOOR = (
 )
 
 
-class SpeedNet(nn.Module):
+class SpeedNet(Classifier):
     """Whitening filters of which only the biases are trained, three groups of two convolutions, a linear head. (B, 3, 32, 32) -> (B, K)."""
+
+    images_to_fit = 5000  # as its authors take
 
     def __init__(self, widths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         whitened = 2 * 3 * PATCH**2  # each filter and its negative
-        self.whiten = nn.Conv2d(3, whitened, PATCH)  # its filters are set to `whitening_filters`
+        self.whiten = nn.Conv2d(3, whitened, PATCH)  # its filters are set by `fit`
         self.whiten.weight.requires_grad_(False)
         channels = (whitened, *widths)
         self.groups = nn.Sequential(*(Group(channels[i], channels[i + 1]) for i in range(3)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         with torch.no_grad():
             self.head.weight /= self.head.weight.std()
+
+    def fit(self, images: Tensor) -> None:
+        self.whiten.weight.data.copy_(whitening_filters(images))
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.whiten(images))  # (B, 24, 31, 31)

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_dist.errors import UserError
+from cifar_dist.models.base import Classifier
 
 
-class Zhang(nn.Module):
+class Zhang(Classifier):
     """Convolutions with batch norm and ReLU; the stem joins the third one's output as further channels."""
 
     def __init__(self, num_classes: int, width: int) -> None:

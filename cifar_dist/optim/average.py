@@ -1,18 +1,21 @@
 """The moving average of the weights."""
 
 import copy
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[Model]):
     """An exponential moving average of a model's parameters and floating-point buffers, on the model's device.
 
     The decay rises as (1 + step) / (10 + step) up to `decay`, so that a short run isn't dominated by its initial weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.model, self.decay = model, decay
         self.module = copy.deepcopy(model).requires_grad_(False)
 

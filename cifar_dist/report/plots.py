@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifar_dist.models.som import Som
+from cifar_dist.models.base import Prototypes
 from cifar_dist.record.curves import Point, gap_opening, points
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
@@ -121,26 +121,28 @@ def spans_decades(rates: np.ndarray) -> bool:
     return bool(math.log10(high / low) > 1.9)
 
 
-def draw_map(model: Som, mean: Sequence[float], std: Sequence[float], classes: Sequence[str], path: Path) -> None:
+def draw_map(
+    units: Prototypes, mean: Sequence[float], std: Sequence[float], classes: Sequence[str], path: Path
+) -> None:
     """Draw a map's grid of weight vectors as images, and beside it each unit's majority class, paler where it is less pure."""
     figure = Figure((16, 8.4), 150, layout="constrained")
     images, labels = figure.subplots(1, 2)
-    weights = model.weight.detach().cpu().numpy().reshape(model.rows, model.columns, 3, 32, 32)
-    pixels = weights * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1))
+    pixels = units.images.cpu().numpy() * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1))
+    rows, columns = pixels.shape[:2]
     tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
-    images.imshow(tiles.transpose(0, 3, 1, 4, 2).reshape(model.rows * 34, model.columns * 34, 3).clip(0, 1))
-    images.set_title(f"weight vectors of {model.rows} x {model.columns} units")
-    wins = model.wins.cpu().numpy()
+    images.imshow(tiles.transpose(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3).clip(0, 1))
+    images.set_title(f"weight vectors of {rows} x {columns} units")
+    wins = units.wins.flatten(0, 1).cpu().numpy()
     totals, majority = wins.sum(axis=1), wins.argmax(axis=1)
     purity = wins.max(axis=1) / totals.clip(min=1)
     colours = np.array([matplotlib.colormaps["tab20"](i / 20)[:3] for i in range(20)])[majority % 20]
     faded = 1 - (1 - colours) * (0.15 + 0.85 * purity[:, None])
     faded[totals == 0] = 1.0
-    labels.imshow(faded.reshape(model.rows, model.columns, 3))
+    labels.imshow(faded.reshape(rows, columns, 3))
     for unit, name in enumerate(majority):
-        row, column = divmod(unit, model.columns)
+        row, column = divmod(unit, columns)
         text = classes[name][:5] if totals[unit] else "-"
-        labels.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / model.columns))
+        labels.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / columns))
     labels.set_title("class of most training images each unit wins; paler: less pure, -: wins none")
     for axes in (images, labels):
         axes.set_xticks([])

@@ -32,19 +32,19 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
-def synchronise(model: nn.Module, fused: bool) -> nn.Module:
-    """Return `model` with batch norm over all ranks; with torch's kernels where `fused`, else ours.
+def synchronise(model: nn.Module, fused: bool) -> None:
+    """Change `model`'s batch norms into ones over all ranks; with torch's kernels where `fused`, else ours.
 
     torch's need a GPU and float32: in half precision a rank without images would gather another size than the rest.
     """
     if world_size() == 1:
-        return model
+        return
     if fused:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d  # same parameters and buffers, other arithmetic
-    return model
 
 
 class RunningStatistics:

@@ -14,7 +14,6 @@ from cifar_dist.errors import DivergedError
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.inputs.plan import cut
 from cifar_dist.models import memory_format
-from cifar_dist.models.som import Som
 from cifar_dist.runtime.collectives import sum_across_ranks
 from cifar_dist.runtime.compiling import eagerly
 from cifar_dist.runtime.cpu import use_onednn, uses_onednn
@@ -42,10 +41,10 @@ def evaluate(
     """Look at the whole split, each image exactly once, on any number of ranks; every rank gets the same result.
 
     An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
-    weighted mean over `six_views`. A compiled model isn't compiled again for this.
+    weighted mean over `six_views`.
     """
     logits = torch.zeros(len(split), num_classes, device=accelerator.device)
-    with prepared(model), torch.inference_mode(), accelerator.autocast(), eagerly(model):
+    with evaluating(model, accelerator):
         for places, pixels, _ in eval_blocks(split, accelerator):
             images = normalize(pixels)
             for weight, view in six_views(images) if tta else ((1.0, images),):
@@ -57,15 +56,19 @@ def evaluate(
 
 
 @contextmanager
-def prepared(model: nn.Module) -> Iterator[None]:
-    """Have the model evaluate, and with oneDNN, which training may do without: as every other process would evaluate it."""
+def evaluating(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Have the model evaluate inside as every other process would: with oneDNN, which training may do without.
+
+    A compiled model isn't compiled again for this.
+    """
     training, onednn = model.training, uses_onednn()
     model.eval()
     if not onednn:
         use_onednn(True)
         model.to(memory_format=memory_format(model))
     try:
-        yield
+        with torch.inference_mode(), accelerator.autocast(), eagerly(model):
+            yield
     finally:
         if not onednn:
             use_onednn(False)
@@ -80,13 +83,3 @@ def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
     for weight, view in ((0.25, images), (0.125, padded[..., 2:, 2:]), (0.125, padded[..., :height, :width])):
         yield weight, view
         yield weight, view.flip(-1)
-
-
-@torch.inference_mode()
-def label_units(model: Som, split: Split, normalize: Normalize, accelerator: Accelerator) -> None:
-    """Count the images of each class that each unit of a map wins, exactly, on any number of ranks."""
-    wins = torch.zeros_like(model.wins)
-    for _, pixels, targets in eval_blocks(split, accelerator):
-        winners = model.distances(normalize(pixels)).argmin(dim=1)
-        wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
-    model.wins.copy_(sum_across_ranks(wins))

@@ -11,23 +11,22 @@ from filelock import FileLock
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
+from cifar_dist.data import Dataset, Splits
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
-from cifar_dist.inputs.normalize import Normalize
-from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.environment import environment
 from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
-from cifar_dist.runtime.accelerator import accelerate, choose_precision
-from cifar_dist.runtime.collectives import check_equal, on_all, on_main, rank, world_size
+from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.tracking.link import resolve_mode
-from cifar_dist.training.engine import Run, keep_predictions, metrics_line, train
+from cifar_dist.training.build import build, fit_to_images
+from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
+from cifar_dist.training.recording import Run, keep_predictions, metrics_line
 from cifar_dist.training.resume import Opening, is_whole, open_folder, take_over
-from cifar_dist.training.state import TRAINING_FILE, WEIGHTS_FILE, Progress, build_state, fit_to_images, restore
+from cifar_dist.training.state import TRAINING_FILE, WEIGHTS_FILE, Progress, restore
 from cifar_dist.training.views import Views
 from cifar_dist.training.weights import unpack_weights
 
@@ -62,16 +61,16 @@ def train_and_test(
     except UserError:
         on_main(lambda: leave_nothing(opening.path))
         raise
-    views = Views(run, mode) if run.rank == 0 else None
+    views = Views(run, mode) if run.trainer.rank == 0 else None
     try:
         signals.defer_interrupt()
-        console.start_progress(run.plan.total_steps, run.state.progress.step)
+        console.start_progress(run.trainer.plan.total_steps, run.trainer.state.progress.step)
         stopped = train(run, views.refresh if views else None)
         console.stop_progress()
         if stopped:
             summarise(run, "interrupted", signal=stopped.name)
             console.warn(
-                f"interrupted by {stopped.name} after step {run.state.progress.step}, which is saved; "
+                f"interrupted by {stopped.name} after step {run.trainer.state.progress.step}, which is saved; "
                 f"train.py --resume {opening.path} goes on from there"
             )
         else:
@@ -96,41 +95,21 @@ def leave_nothing(path: Path) -> None:
 
 
 def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
-    """Load the data, build the state, put a checkpoint into it, and show and record what will be done."""
-    config, folder = choose_precision(with_recorded_threads(opening)), RunFolder(opening.path)
-    accelerator = accelerate(config)
-    device = accelerator.device
-    console.say(f"preparing data: {config.data}", "dim")
-    if config.data == "auto":
-        name, note = on_main(lambda: choose_data(Path(config.data_dir)))
-        config = replace(config, data=name)
-        if note:
-            console.warn(note)
-    dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
-    check_equal(dataset.fingerprint, "the data")
-    splits = make_splits(dataset, config, device)
-    plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
-    if "early_size" in given and config.early_size and plan.epochs < 2:
-        raise UserError(
-            f"--early-size {config.early_size} is for the first half of the epochs, and a run of {plan.epochs} has none; leave it out"
-        )
-    halves = (0.5,) * len(dataset.mean)
-    mean, std = (halves, halves) if config.normalize == "half" else (dataset.mean, dataset.std)
-    state = build_state(config, len(dataset.classes), accelerator)
+    """Build what trains, put a checkpoint into it, and show and record what will be done."""
+    trainer = build(with_recorded_threads(opening), console, given)
     if opening.saved:
-        check_same_data(opening, dataset)
-        restore(state, opening.saved.files[TRAINING_FILE])
-    normalize = Normalize(mean, std, device)
-    if not opening.saved:
-        fit_to_images(state, splits.train, normalize)
-    run = Run(config, accelerator, dataset, splits, plan, normalize, state, folder, console, signals)
-    here = on_main(lambda: environment(device, accelerator.num_processes))
-    console.configuration(config, set(given))
+        check_same_data(opening, trainer.dataset)
+        restore(trainer.state, opening.saved.files[TRAINING_FILE])
+    else:
+        fit_to_images(trainer)
+    run = Run(trainer, RunFolder(opening.path), console, signals)
+    here = on_main(lambda: environment(trainer.device, trainer.plan.world_size))
+    console.configuration(trainer.config, set(given))
     where = f"{here['device']}, {here['threads_per_process']} threads a process"
-    here["num_parameters"] = sum(p.numel() for p in state.bare.parameters())
-    console.plan(plan, dataset, splits, where, here["num_parameters"])
-    console.synthetic_note(dataset.synthetic)
-    console.say(f"run folder   {folder.path}")
+    here["num_parameters"] = sum(p.numel() for p in trainer.state.model.parameters())
+    console.plan(trainer.plan, trainer.dataset, trainer.splits, where, here["num_parameters"])
+    console.synthetic_note(trainer.dataset.synthetic)
+    console.say(f"run folder   {opening.path}")
     begin_record(run, opening, here)
     return run
 
@@ -145,7 +124,7 @@ def with_recorded_threads(opening: Opening) -> TrainConfig:
 
 def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
     """Drop what lies after the checkpoint, and add this start to the record. Collective."""
-    progress = run.state.progress
+    trainer, progress = run.trainer, run.trainer.state.progress
 
     def write() -> Progress:
         if progress.best_step is not None and not is_whole(run.folder, progress.best_step):
@@ -154,12 +133,16 @@ def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
         take_over(run.folder, opening.saved.step if opening.saved else None, progress.best_step)
         starts = opening.recorded["starts"] if opening.recorded else []
         starts = [*starts, {"from_step": progress.step, **here}]
-        content = {"config": run.config.to_dict(), "dataset": describe(run.dataset, run.splits), "starts": starts}
+        content = {
+            "config": trainer.config.to_dict(),
+            "dataset": describe(trainer.dataset, trainer.splits),
+            "starts": starts,
+        }
         run.folder.write_json(CONFIG_FILE, content)
         run.folder.write_json(SUMMARY_FILE, {"status": "running"})
         return progress
 
-    run.state.progress = on_main(write)
+    trainer.state.progress = on_main(write)
 
 
 def check_same_data(opening: Opening, dataset: Dataset) -> None:
@@ -187,49 +170,50 @@ def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
 
 def test(run: Run) -> None:
     """Evaluate the best weights on the test images, once, and write the result; with --no-test only the end. Collective."""
-    best_step, config = run.state.progress.best_step, run.config
+    trainer, best_step = run.trainer, run.trainer.state.progress.best_step
     assert best_step is not None, "the last step is always evaluated"
     best = on_main(
         lambda: checkpoint.load(checkpoint.folder_for(run.folder.checkpoints, best_step)).files[WEIGHTS_FILE]
     )
-    model, classes = run.state.eval_model, run.dataset.classes
+    model, classes = trainer.state.eval_model, trainer.dataset.classes
     model.load_state_dict(unpack_weights(best))
     result = None
-    if config.test:
-        result = evaluate(model, run.splits.test, run.normalize, len(classes), run.accelerator, config.tta)
-        run.state.progress.seconds += run.stopwatch.elapsed_since_last_read()
+    if trainer.config.test:
+        split, tta = trainer.splits.test, trainer.config.tta
+        result = evaluate(model, split, trainer.normalize, len(classes), trainer.accelerator, tta)
+        trainer.state.progress.seconds += run.stopwatch.elapsed_since_last_read()
 
     def write() -> None:
         if result:
-            run.folder.append_metrics(metrics_line(run, "test", best_step, **result.to_dict(classes)))
-            keep_predictions(run, "test", run.splits.test, best_step, result)
+            run.folder.append_metrics(metrics_line(trainer, "test", best_step, **result.to_dict(classes)))
+            keep_predictions(run, "test", trainer.splits.test, best_step, result)
         run.folder.sync_metrics()
         write_atomically(run.folder.path / WEIGHTS_FILE, best)
         summarise(run, "finished", test=result.to_dict(classes) | result.counts() if result else None)
 
     on_main(write)
     if result:
-        run.console.result_table(result, classes, f"test on {run.dataset.name}, weights of step {best_step}")
-    run.console.synthetic_note(run.dataset.synthetic)
+        run.console.result_table(result, classes, f"test on {trainer.dataset.name}, weights of step {best_step}")
+    run.console.synthetic_note(trainer.dataset.synthetic)
     run.console.say(f"run folder   {run.folder.path}")
 
 
 def summarise(run: Run, status: str, **more: Any) -> None:
     """Write summary.json. Rank 0 only."""
-    if run.rank != 0:
+    trainer, progress = run.trainer, run.trainer.state.progress
+    if trainer.rank != 0:
         return
-    progress = run.state.progress
     curve = curves.points(run.folder.read_metrics())
     last, opening = curve[-1] if curve else None, curves.gap_opening(curve)
     summary = {
         "status": status,
-        "model": run.config.model,
-        "recipe": run.config.recipe,
-        "dataset": run.dataset.name,
-        "synthetic": run.dataset.synthetic,
+        "model": trainer.config.model,
+        "recipe": trainer.config.recipe,
+        "dataset": trainer.dataset.name,
+        "synthetic": trainer.dataset.synthetic,
         "step": progress.step,
-        "total_steps": run.plan.total_steps,
-        "epoch": progress.step / run.plan.steps_per_epoch,
+        "total_steps": trainer.plan.total_steps,
+        "epoch": progress.step / trainer.plan.steps_per_epoch,
         "seconds": round(progress.seconds, 3),
         "best_step": progress.best_step,
         "val": progress.best_val,

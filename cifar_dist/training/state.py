@@ -9,23 +9,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.data import Split
 from cifar_dist.errors import UserError
-from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
+from cifar_dist.models.base import Classifier
 from cifar_dist.models.dropout import DropoutMasks
-from cifar_dist.models.speednet import SpeedNet, whitening_filters
 from cifar_dist.optim.average import Ema
 from cifar_dist.optim.optimizer import build_optimizer, match_layout
 from cifar_dist.runtime.batchnorm import RunningStatistics, synchronise
-from cifar_dist.runtime.collectives import gather_rows, on_main, rank, world_size
+from cifar_dist.runtime.collectives import gather_rows, rank, world_size
 from cifar_dist.runtime.compiling import compile_model
-from cifar_dist.runtime.reduction import ShardGradients
 from cifar_dist.training.metrics import TrainSums
 
 TRAINING_FILE = "training.pt"
 WEIGHTS_FILE = "model.safetensors"
-IMAGES_TO_FIT = 5000
 
 
 @dataclass
@@ -42,14 +38,13 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """The mutable part of a run."""
+    """What steps change."""
 
-    model: nn.Module  # what a step calls: wrapped in DDP where there are several ranks
-    bare: nn.Module
+    model: Classifier
+    wrapped: nn.Module  # what a step calls: the model in DDP where there are several ranks, its precision around it
     optimizer: Any  # with fp16 Accelerate's wrapper, which knows the gradient scaler
     scaler: Any  # torch.amp.GradScaler with fp16, else None
-    ema: Ema | None
-    shard_gradients: ShardGradients | None  # with virtual shards; else DDP reduces
+    ema: Ema[Classifier] | None
     sums: TrainSums
     masks: DropoutMasks
     statistics: RunningStatistics
@@ -57,9 +52,9 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     @property
-    def eval_model(self) -> nn.Module:
+    def eval_model(self) -> Classifier:
         """The weights that are evaluated and kept."""
-        return self.ema.module if self.ema else self.bare
+        return self.ema.module if self.ema else self.model
 
     @property
     def eval_statistics(self) -> RunningStatistics:
@@ -70,42 +65,30 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     """Return the state before the first step; initial weights depend on the seed alone."""
     torch.manual_seed(config.seed)
     # On the CPU: the same numbers whatever the device.
-    bare = build_model(config.model, num_classes, config.model_options)
+    model = build_model(config.model, num_classes, config.model_options)
     if config.batch_norm == "sync":
-        bare = synchronise(bare, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
-    if config.batch_norm != "process" and not RunningStatistics(bare).layers:
+        synchronise(model, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
+    if config.batch_norm != "process" and not RunningStatistics(model).layers:
         raise UserError(
             f"--batch-norm {config.batch_norm} has no effect: {config.model} has no batch norm; leave it out"
         )
-    bare.to(accelerator.device)
-    ema = Ema(bare, config.ema_decay) if config.ema_decay is not None else None
+    model.to(accelerator.device)
+    ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None
     if config.compile:
-        compile_model(bare, accelerator.device, config.data_dir)
-    model, optimizer = accelerator.prepare(bare, build_optimizer(bare, config))
+        compile_model(model, accelerator.device, config.data_dir)
+    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     return TrainState(
         model=model,
-        bare=bare,
+        wrapped=wrapped,
         # Without a scaler the wrapper adds nothing but a search for a package it might need, at every step.
         optimizer=optimizer if accelerator.scaler else optimizer.optimizer,
         scaler=accelerator.scaler,
         ema=ema,
-        shard_gradients=ShardGradients(bare) if config.batch_norm == "virtual" else None,
         sums=TrainSums(accelerator.device),
-        masks=DropoutMasks(bare, config.seed),
-        statistics=RunningStatistics(bare),
+        masks=DropoutMasks(model, config.seed),
+        statistics=RunningStatistics(model),
         ema_statistics=RunningStatistics(ema.module) if ema else None,
     )
-
-
-def fit_to_images(state: TrainState, train: Split, normalize: Normalize) -> None:
-    """Set what a fresh model takes from the training images, not from chance. Collective."""
-    if not isinstance(state.bare, SpeedNet):
-        return
-    images, _ = train.gather(torch.arange(min(IMAGES_TO_FIT, len(train)), device=train.index.device))
-    filters = on_main(lambda: whitening_filters(normalize(images)))  # machines may round differently
-    for model in (state.bare, state.eval_model):
-        assert isinstance(model, SpeedNet)
-        model.whiten.weight.data.copy_(filters)
 
 
 def snapshot(state: TrainState) -> dict[str, Any]:
@@ -114,7 +97,7 @@ def snapshot(state: TrainState) -> dict[str, Any]:
     They are kept per rank, not reduced, so that a run that goes on with as many ranks goes on with the same bits.
     """
     return {
-        "model": state.bare.state_dict(),
+        "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "ema": state.ema.module.state_dict() if state.ema else None,
@@ -133,7 +116,7 @@ def to_bytes(content: dict[str, Any]) -> bytes:
 def restore(state: TrainState, data: bytes) -> None:
     """Put a snapshot's bytes into a freshly built state, on as many ranks as there were or on others."""
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    state.bare.load_state_dict(content["model"])
+    state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     match_layout(state.optimizer)
     if state.scaler:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from cifar_dist.data import Split
-from cifar_dist.models.som import Som
 from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.record.predictions import read_predictions
 from cifar_dist.record.reader import read_run
 from cifar_dist.report.provenance import published_accuracy
 from cifar_dist.tracking.link import Mode
 from cifar_dist.tracking.process import Tracker
-from cifar_dist.training.engine import Run
+from cifar_dist.training.build import Trainer
+from cifar_dist.training.recording import Run
 
 NUM_AUGMENTED = 40  # training images in the picture of augmentations
 # A cluster gives an interrupted run little time.
@@ -58,12 +58,11 @@ class Views:
 
         run, folder = self.run, self.run.folder.path
         record, predictions = read_run(folder), read_predictions(folder)
-        augmented, published = Augmented(*augmented_images(run)), published_accuracy(record)
+        augmented, published = Augmented(*augmented_images(run.trainer)), published_accuracy(record)
         draw_pictures(record, predictions, self._images(), augmented, folder / "plots", record.title, published)
-        model = run.state.eval_model
-        if isinstance(model, Som):
-            mean, std = run.normalize.mean, run.normalize.std
-            draw_map(model, mean, std, run.dataset.classes, folder / "plots/map.png")
+        if units := run.trainer.state.eval_model.prototypes():
+            mean, std = run.trainer.normalize.mean, run.trainer.normalize.std
+            draw_map(units, mean, std, run.trainer.dataset.classes, folder / "plots/map.png")
 
     def _images(self) -> np.ndarray | None:
         """Return the images (M, 32, 32, 3) uint8 that the newest predictions are about."""
@@ -71,7 +70,7 @@ class Views:
         if not predictions:
             return None
         if predictions.split not in self._pixels:
-            split: Split = getattr(self.run.splits, predictions.split)
+            split: Split = getattr(self.run.trainer.splits, predictions.split)
             self._pixels = {predictions.split: split.pixels()}
         return self._pixels[predictions.split]
 
@@ -82,14 +81,16 @@ class Views:
             self.run.console.warn(f"no {what} in {self.run.folder.path}: {type(error).__name__}: {error}")
 
 
-def augmented_images(run: Run) -> tuple[np.ndarray, list[str]]:
+def augmented_images(trainer: Trainer) -> tuple[np.ndarray, list[str]]:
     """Return the first training images of the run as its first steps saw them, (N, S, S, 3) in [0, 1], and their labels."""
-    places = torch.arange(min(NUM_AUGMENTED, run.plan.num_images), device=run.device)
+    places = torch.arange(min(NUM_AUGMENTED, trainer.plan.num_images), device=trainer.device)
     with torch.inference_mode():
-        images, labels, _ = run.batches.load(0, places)
-        pixels = run.normalize.undo(images).permute(0, 2, 3, 1).cpu().numpy()
-    names = [run.dataset.classes[target] for target in labels.targets.tolist()]
+        images, labels, _ = trainer.batches.load(0, places)
+        pixels = trainer.normalize.undo(images).permute(0, 2, 3, 1).cpu().numpy()
+    names = [trainer.dataset.classes[target] for target in labels.targets.tolist()]
     if labels.others is not None and labels.share is not None:
         mixed = zip(names, labels.others.tolist(), labels.share.tolist(), strict=True)
-        names = [f"{share:.0%} {name}\n{1 - share:.0%} {run.dataset.classes[other]}" for name, other, share in mixed]
+        names = [
+            f"{share:.0%} {name}\n{1 - share:.0%} {trainer.dataset.classes[other]}" for name, other, share in mixed
+        ]
     return pixels, names

@@ -113,7 +113,7 @@ def test_a_step_has_the_batch_and_micro_batches_of_its_task_and_moves_no_weight(
     config = TrainConfig(**options, model="lenet", epochs=1)
     accelerator.join(config)
     worker = Worker(config)
-    bare, seen = worker.state("none").bare, []
+    bare, seen = worker.state("none").model, []
     bare.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     before = [p.clone() for p in bare.parameters()]
     for task, expected in ((Task(1, 24), [24]), (Task(1, 24, 2), [12, 12]), (Task(1, 100, 4), [25] * 4)):

@@ -304,7 +304,7 @@ whole = engine.train_step
 
 def train_step(run, step, *rest):
     if step == 0:
-        print("wrapped", isinstance(run.state.model, DistributedDataParallel), "over", dist.get_backend(), flush=True)
+        print("wrapped", isinstance(run.state.wrapped, DistributedDataParallel), "over", dist.get_backend(), flush=True)
     return whole(run, step, *rest)
 
 engine.train_step = train_step

@@ -85,7 +85,7 @@ def test_a_map_is_drawn_as_images_of_its_weights(tmp_path):
     with torch.no_grad():  # (x - 0.5) / 0.25, so that the pictures show pure colours
         model.weight.copy_(((colours - 0.5) / 0.25).repeat_interleave(1024, dim=1))
     model.wins.copy_(torch.eye(6, 4, dtype=torch.int64))  # the last two units win nothing
-    plots.draw_map(model, (0.5,) * 3, (0.25,) * 3, CLASSES, tmp_path / "plots/map.png")
+    plots.draw_map(model.prototypes(), (0.5,) * 3, (0.25,) * 3, CLASSES, tmp_path / "plots/map.png")
     image = pixels(tmp_path / "plots/map.png")
     left = image[:, : image.shape[1] // 2]
     for colour in ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#ff00ff", "#00ffff"):

@@ -9,7 +9,9 @@ from helpers.runs import Result, stop_after, torchrun, untimed
 from safetensors.torch import load
 from torch._dynamo.utils import counters
 
+from cifar_dist.console import Console
 from cifar_dist.training import engine
+from cifar_dist.training.build import Trainer
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler on this machine"
@@ -63,13 +65,14 @@ def test_a_compiled_run_computes_what_the_eager_one_does(fresh, data_dir, model)
 def test_the_pass_that_compiles_leaves_no_trace_and_nothing_to_compile(fresh, monkeypatch, options, graphs):
     seen, compile_first = [], engine.compile_first
 
-    def watched(run: engine.Run) -> None:
-        before = {name: value.clone() for name, value in run.state.bare.state_dict().items()}
-        compile_first(run)
-        after = run.state.bare.state_dict()
+    def watched(trainer: Trainer, console: Console) -> None:
+        state = trainer.state
+        before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        compile_first(trainer, console)
+        after = state.model.state_dict()
         assert all(torch.equal(after[name], value) for name, value in before.items())
-        assert all(p.grad is None for p in run.state.bare.parameters())
-        assert not run.state.optimizer.state and not run.state.sums.vector.any()
+        assert all(p.grad is None for p in state.model.parameters())
+        assert not state.optimizer.state and not state.sums.vector.any()
         seen.append(counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(engine, "compile_first", watched)

@@ -203,14 +203,14 @@ config = TrainConfig(model="lenet", epochs=1, threads=1, device="cpu", gradient_
 join(config)
 accelerator = accelerate(config)
 state = build_state(config, 10, accelerator)
-alone = copy.deepcopy(state.bare)  # without DDP
+alone = copy.deepcopy(state.model)  # without DDP
 for step in range(3):  # DDP changes its buckets after the first
     generator = torch.Generator().manual_seed(10 * step + collectives.rank())
     images = torch.randn(8, 3, 32, 32, generator=generator)
-    for model in (state.model, alone):
+    for model in (state.wrapped, alone):
         model.zero_grad()
         model(images).logsumexp(1).sum().backward()
-flat = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (state.bare, alone)]
+flat = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (state.model, alone)]
 results, own = (collectives.gather_rows(gradients) for gradients in flat)  # (world, parameters) each
 if collectives.rank() == 0:
     torch.save((results, own), sys.argv[1])

@@ -1,0 +1,98 @@
+"""From a configuration to what trains. A run, the doctor's dry run and the benchmarks all build it here."""
+
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.console import Console
+from cifar_dist.data import Dataset, Splits, choose_data, load_dataset, make_splits
+from cifar_dist.errors import UserError
+from cifar_dist.inputs.batches import Batches
+from cifar_dist.inputs.normalize import Normalize, normalize_as
+from cifar_dist.inputs.plan import BatchPlan
+from cifar_dist.models import memory_format
+from cifar_dist.runtime.accelerator import accelerate, choose_precision
+from cifar_dist.runtime.collectives import check_equal, on_all, on_main
+from cifar_dist.runtime.reduction import MeanOverRanks, Reduction, SumOverShards
+from cifar_dist.training.state import TrainState, build_state
+
+
+@dataclass
+class Trainer:
+    """What trains on one rank: what is fixed, and the state that steps change. It knows of no folder and says nothing."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    dataset: Dataset
+    splits: Splits
+    plan: BatchPlan
+    normalize: Normalize
+    state: TrainState
+    reduction: Reduction = field(init=False)
+    batches: Batches = field(init=False)
+    usual_sizes: set[int] = field(init=False)  # of this rank's micro-batches: one, or two that differ by an image
+
+    def __post_init__(self) -> None:
+        state, fixed = self.state, (self.accelerator, self.plan, self.state.statistics)
+        shards = self.config.batch_norm == "virtual"
+        self.reduction = (
+            SumOverShards(state.model, state.wrapped, *fixed) if shards else MeanOverRanks(state.wrapped, *fixed)
+        )
+        self.usual_sizes = {len(places) for places in self.plan.micro_batches(0, self.rank)}
+        layout = memory_format(state.model)
+        self.batches = Batches(self.config, self.splits.train, self.plan, self.normalize, self.rank, layout)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+
+def build(config: TrainConfig, console: Console, given: Container[str] = ()) -> Trainer:
+    """Return what trains by this configuration, before its first step, with fresh weights. Collective; raises `UserError`.
+
+    What `auto` means here is decided: the trainer's configuration says it. `given` are the options of the command line,
+    which are refused where they have no effect.
+    """
+    config = choose_precision(config)
+    accelerator = accelerate(config)
+    console.say(f"preparing data: {config.data}", "dim")
+    if config.data == "auto":
+        name, note = on_main(lambda: choose_data(Path(config.data_dir)))
+        config = replace(config, data=name)
+        if note:
+            console.warn(note)
+    dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
+    check_equal(dataset.fingerprint, "the data")
+    splits = make_splits(dataset, config, accelerator.device)
+    plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)
+    if "early_size" in given and config.early_size and plan.epochs < 2:
+        raise UserError(
+            f"--early-size {config.early_size} is for the first half of the epochs, and a run of {plan.epochs} has none; leave it out"
+        )
+    state = build_state(config, len(dataset.classes), accelerator)
+    normalize = normalize_as(config.normalize, dataset.mean, dataset.std, accelerator.device)
+    return Trainer(config, accelerator, dataset, splits, plan, normalize, state)
+
+
+def fit_to_images(trainer: Trainer) -> None:
+    """Set what a fresh model takes from the training images. Collective."""
+    state, train = trainer.state, trainer.splits.train
+    if not (count := min(state.model.images_to_fit, len(train))):
+        return
+    images, _ = train.gather(torch.arange(count, device=trainer.device))
+
+    def fit() -> dict[str, torch.Tensor]:
+        state.model.fit(trainer.normalize(images))
+        return {name: tensor.cpu() for name, tensor in state.model.state_dict().items()}
+
+    fitted = on_main(fit)  # machines may round differently
+    for model in (state.model, state.eval_model):
+        model.load_state_dict(fitted)

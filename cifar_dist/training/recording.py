@@ -1,0 +1,146 @@
+"""What a run writes and says between its steps: training lines, validations, checkpoints."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifar_dist.console import Console
+from cifar_dist.data import Split
+from cifar_dist.files import write_atomically
+from cifar_dist.record import checkpoint, curves
+from cifar_dist.record.folder import RunFolder
+from cifar_dist.runtime.collectives import on_main, sum_across_ranks
+from cifar_dist.training.build import Trainer
+from cifar_dist.training.evaluation import eval_blocks, evaluate
+from cifar_dist.training.metrics import EvalResult
+from cifar_dist.training.preemption import StopSignals
+from cifar_dist.training.state import TRAINING_FILE, WEIGHTS_FILE, snapshot, to_bytes
+from cifar_dist.training.stopwatch import Stopwatch
+from cifar_dist.training.weights import describe_weights, pack_weights
+
+NUM_SAMPLES = 50  # evaluated images that the run folder keeps
+
+
+@dataclass
+class Run:
+    """What trains, and where that is recorded, said, timed and stopped."""
+
+    trainer: Trainer
+    folder: RunFolder
+    console: Console
+    signals: StopSignals
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
+    """Write and show the mean over the steps since the last line; the lr and the gradient are the last step's. Collective."""
+    trainer, progress, samples_before = run.trainer, run.trainer.state.progress, run.trainer.plan.samples_before
+    loss_sum, correct = sum_across_ranks(trainer.state.sums.vector).tolist()
+    trainer.state.sums.set(torch.zeros(2))
+    count = samples_before(progress.step) - samples_before(progress.logged_step)
+    progress.logged_step = progress.step
+    images_per_s = run.stopwatch.lap(samples_before(progress.step))
+    accuracy = None if math.isnan(correct) else correct / count  # a map predicts nothing while it trains
+    progress.seconds += run.stopwatch.elapsed_since_last_read()
+    line = metrics_line(
+        trainer,
+        "train",
+        progress.step,
+        loss=loss_sum / count,
+        accuracy=accuracy,
+        lr=lr,
+        gradient_norm=None if gradient_norm is None else finite(gradient_norm.item()),
+        images_per_second=images_per_s,
+    )
+    samples_left = samples_before(trainer.plan.total_steps) - line["samples"]
+    on_main(lambda: run.folder.append_metrics(line))
+    run.console.train_line(line, trainer.plan.total_steps, samples_left / images_per_s)
+
+
+def label(run: Run) -> None:
+    """Let a model that trains without labels learn what its outputs mean, without which its weights predict nothing. Collective."""
+    trainer = run.trainer
+    blocks = eval_blocks(trainer.splits.train, trainer.accelerator)
+    with run.stopwatch.paused():
+        trainer.state.eval_model.label(((trainer.normalize(x), targets) for _, x, targets in blocks), sum_across_ranks)
+
+
+def validate(run: Run) -> None:
+    """Evaluate on validation and note whether it is the best so far; without validation the newest is. Collective."""
+    trainer, progress, split = run.trainer, run.trainer.state.progress, run.trainer.splits.val
+    if split is None:
+        progress.best_step = progress.step
+        return
+    with run.stopwatch.paused(), trainer.state.eval_statistics.averaged():
+        result = evaluate(
+            trainer.state.eval_model, split, trainer.normalize, len(trainer.dataset.classes), trainer.accelerator
+        )
+    best = result.num_correct > progress.best_correct
+    if best:
+        progress.best_step, progress.best_correct = progress.step, result.num_correct
+        progress.best_val = result.to_dict(trainer.dataset.classes)
+    progress.seconds += run.stopwatch.elapsed_since_last_read()
+    line = metrics_line(trainer, "val", progress.step, **result.to_dict(trainer.dataset.classes))
+
+    def write() -> tuple[float | None, str | None]:
+        run.folder.append_metrics(line)
+        keep_predictions(run, "val", split, progress.step, result)
+        curve = curves.points(run.folder.read_metrics())
+        return curve[-1].gap, curves.name_gap(curve)
+
+    gap, note = on_main(write)
+    run.console.val_line(line, best, gap)
+    if note:
+        run.console.warn(note)
+
+
+def save_checkpoint(run: Run) -> None:
+    """Write the state of this step, then drop older ones. Collective; an error on rank 0 is raised on every rank."""
+    trainer, progress = run.trainer, run.trainer.state.progress
+    with run.stopwatch.paused():
+        progress.seconds += run.stopwatch.elapsed_since_last_read()
+        about = describe_weights(trainer.config, trainer.dataset, trainer.normalize, progress.step)
+        with trainer.state.eval_statistics.averaged():
+            weights = pack_weights(trainer.state.eval_model, about) if trainer.rank == 0 else b""
+        content = snapshot(trainer.state)
+
+        def write() -> None:
+            run.folder.sync_metrics()
+            files = {TRAINING_FILE: to_bytes(content), WEIGHTS_FILE: weights}
+            checkpoint.save(run.folder.checkpoints, progress.step, files)
+            if progress.best_step == progress.step:
+                write_atomically(run.folder.path / WEIGHTS_FILE, weights)
+            keep = [progress.best_step] if progress.best_step is not None else []
+            checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
+
+        on_main(write)
+
+
+def metrics_line(trainer: Trainer, kind: str, step: int, **values: Any) -> dict[str, Any]:
+    """Return one line of metrics.jsonl about the weights after `step` steps."""
+    epoch, samples = step / trainer.plan.steps_per_epoch, trainer.plan.samples_before(step)
+    where = {"kind": kind, "step": step, "epoch": epoch, "samples": samples}
+    return {**where, **values, "seconds": round(trainer.state.progress.seconds, 3)}
+
+
+def keep_predictions(run: Run, name: str, split: Split, step: int, result: EvalResult) -> None:
+    """Write the logits of every image, and a few of the images themselves, for views made where the data isn't. Rank 0 only."""
+    assert result.targets is not None and result.logits is not None
+    count = min(NUM_SAMPLES, len(split))
+    places = torch.arange(count) * len(split) // count  # evenly spaced
+    run.folder.write_predictions(
+        name,
+        step,
+        targets=result.targets.numpy(),
+        logits=result.logits.numpy(),
+        sample_places=places.numpy(),
+        sample_pixels=split.subset(places).pixels(),
+    )
+
+
+def finite(number: float) -> float | None:
+    """Return the number, or None where JSON has none for it: fp16 gradients that overflow, whose step is skipped."""
+    return number if math.isfinite(number) else None
