@@ -275,13 +275,13 @@ ONE_RANK_FAILS = """
 import os, sys
 from cifar_dist.cli.train import main
 from cifar_dist.errors import UserError
-from cifar_dist.training import run
-load = run.load_dataset
+from cifar_dist.training import build
+load = build.load_dataset
 def load_dataset(*where):
     if os.environ["RANK"] == "1":
         raise {error}
     return load(*where)
-run.load_dataset = load_dataset
+build.load_dataset = load_dataset
 sys.exit(main(sys.argv[1:]))
 """
 
