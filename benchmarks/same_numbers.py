@@ -41,17 +41,17 @@ class Case(NamedTuple):
 CASES = {
     "lenet": Case("--model lenet"),
     "lenet on 3": Case("--model lenet", 3),
-    "lenet, adamw": Case("--model lenet --optimizer adamw --lr 0.001 --weight-decay 0.01"),
-    "lenet, resumed": Case(f"--model lenet --ema-decay 0.9 {RESUMED}", 1, 10),
+    "lenet adamw": Case("--model lenet --optimizer adamw --lr 0.001 --weight-decay 0.01"),
+    "lenet resumed": Case(f"--model lenet --ema-decay 0.9 {RESUMED}", 1, 10),
     "accumulated": Case("--model lenet --micro-batch-size 5 --max-grad-norm 0.5"),
     "accumulated on 3": Case("--model lenet --micro-batch-size 3", 3),
     "dropout": Case("--model mlp --model-options dropout=0.2 width=64"),
     "mixup": Case("--model lenet --augment crop rotate trivial mixup --label-smoothing 0.1"),
     "resnet20": Case(f"{RESNET} --ema-decay 0.9"),
     "resnet20 on 3": Case(RESNET, 3),
-    "resnet20, sync on 3": Case(f"{RESNET} --batch-norm sync", 3),
-    "resnet20, virtual": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last"),
-    "resnet20, virtual on 3": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last", 3),
+    "resnet20 sync on 3": Case(f"{RESNET} --batch-norm sync", 3),
+    "resnet20 virtual": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last"),
+    "resnet20 virtual on 3": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last", 3),
     "muon": Case(
         "--model speednet --model-options width=24 --optimizer muon --lr 0.1 --augment shift alternate --schedule linear "
         "--warmup 0 --limit-train 96 --epochs 2 --early-size 24 --tta"

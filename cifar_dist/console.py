@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
+from cifar_dist.text import clock, option_text, percent
 
 if TYPE_CHECKING:  # commands that load no data need no torch
     from cifar_dist.data.dataset import Dataset
@@ -44,8 +45,7 @@ class Console:
             other, values = f.metadata["only_with"] or (None, ())
             if other and getattr(config, other) not in values:
                 continue
-            value = getattr(config, f.name)
-            shown = " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value).replace("None", "-")
+            shown = option_text(getattr(config, f.name))
             mark = "bold cyan" if f.name in given else ""
             cells.append((f"[dim]{flag(f.name)[2:]}[/]", f"[{mark}]{escape(shown)}[/]" if mark else escape(shown)))
         columns = 3 if self.live and shutil.get_terminal_size().columns >= 100 else 2
@@ -92,7 +92,7 @@ class Console:
 
     def train_line(self, line: dict[str, Any], total_steps: int, left_s: float) -> None:
         numbers = (
-            f"loss {line['loss']:.4f}  accuracy {percent(line['accuracy']):>6}  lr {line['lr']:.4g}  "
+            f"loss {line['loss']:.4f}  accuracy {percent(line['accuracy']):>7}  lr {line['lr']:.4g}  "
             f"{line['images_per_second']:,.0f} images/s  left {clock(left_s)}"
         )
         if self._progress:
@@ -103,7 +103,7 @@ class Console:
     def val_line(self, line: dict[str, Any], best: bool, gap: float | None) -> None:
         """`gap` is the accuracy in training since the validation before, minus this one's."""
         where = f"validation at step {line['step']}, epoch {line['epoch']:.2f}"
-        text = f"{where}: accuracy {line['accuracy']:.2%}, top-2 {line['top2_accuracy']:.2%}, loss {line['loss']:.4f}"
+        text = f"{where}: accuracy {percent(line['accuracy'])}, top-2 {percent(line['top2_accuracy'])}, loss {line['loss']:.4f}"
         text += "" if gap is None else f", gap {100 * gap:+.1f} points"
         self.say(text + ("  (best so far)" if best else ""), "green" if best else None)
 
@@ -127,15 +127,3 @@ class Console:
             cells = (escape(name), str(n), str(first), accuracy, str(second), top2)
             table.add_row(*cells, style="bold" if name == "all" else None)
         self.rich.print(table)
-
-
-def percent(share: float | None) -> str:
-    """0.5 -> 50.00%, None -> -."""
-    return "-" if share is None else f"{share:.2%}"
-
-
-def clock(seconds: float) -> str:
-    """125 -> 2:05, 3725 -> 1:02:05."""
-    minutes, s = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

@@ -16,6 +16,7 @@ from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
+from cifar_dist.text import percent
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.state import WEIGHTS_FILE
 from cifar_dist.training.weights import load_weights
@@ -92,9 +93,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
     result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
     console.result_table(result, dataset.classes, f"{about['model']}, {options.split} images of {dataset.name}")
-    console.say(
-        f"accuracy {result.accuracy:.2%}, top-2 {result.top2_accuracy:.2%}, loss {result.loss:.4f} on {result.num_images:,} images"
-    )
+    shares = f"accuracy {percent(result.accuracy)}, top-2 {percent(result.top2_accuracy)}"
+    console.say(f"{shares}, loss {result.loss:.4f} on {result.num_images:,} images")
     record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}
     record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
     record |= result.to_dict(dataset.classes) | result.counts()

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from inspect import getdoc
 from itertools import groupby
-from typing import Any
 
 import torch
 from rich.markup import escape
@@ -15,6 +14,7 @@ from cifar_dist.exits import FINISHED
 from cifar_dist.models import ALIASES, MODELS, build_model, default_options
 from cifar_dist.options import OneLineParser
 from cifar_dist.recipes import RECIPES, models_of
+from cifar_dist.text import option_text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         names = [f"[bold]{model}[/]", *(f"or {alias}" for alias, name in ALIASES.items() if name == model)]
         about = [escape(source(model))]
         if options := default_options(model):
-            about.append(f"[cyan]{' '.join(f'{key}={_word(value)}' for key, value in options.items())}[/]")
+            about.append(f"[cyan]{' '.join(f'{key}={option_text(value)}' for key, value in options.items())}[/]")
         recipes = recipe_lines(model, [recipe for recipe, models in accepted.items() if model in models])
         table.add_row("\n".join(names), "\n".join(about), f"{num_parameters(model):,}", "\n".join(recipes))
     Console(speaks=True).rich.print(table)
@@ -56,8 +56,3 @@ def recipe_lines(model: str, recipes: Sequence[str]) -> list[str]:
         if rows:
             lines.append(f"{rows[0]} to {rows[-1].rpartition('/')[2]}")
     return lines
-
-
-def _word(value: Any) -> str:
-    """Return a default as `--model-options` takes it."""
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

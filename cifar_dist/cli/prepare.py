@@ -9,10 +9,10 @@ from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.data import load_dataset
 from cifar_dist.doctor.cached_data import cache_folder, folder_bytes, inspect_cache
-from cifar_dist.doctor.lines import size
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.options import OneLineParser, add_flags, to_words
+from cifar_dist.text import size
 
 
 @dataclass(frozen=True, kw_only=True)

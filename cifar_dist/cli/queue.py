@@ -9,11 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_dist.compare.runs import condense
-from cifar_dist.console import Console, clock, percent
+from cifar_dist.console import Console
 from cifar_dist.exits import FINISHED
 from cifar_dist.options import OneLineParser
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.slurm.squeue import Job, ask, is_ours, parse, run_folder
+from cifar_dist.text import clock, percent
 
 WIDE = 120  # columns of a terminal from which each job takes one line
 ENDED = (
@@ -93,14 +94,14 @@ def progress_of(folder: Path) -> Progress:
         return Progress(problem=run.record.problem)
     last = next((line for line in reversed(record.lines) if line["kind"] == "val"), None)
     best, tested = (run.results.get(split, {}).get("accuracy") for split in ("val", "test"))
-    latest = percent(last["accuracy"]) if last else "–"
+    latest = percent(last["accuracy"] if last else None)
     left_s = seconds_left(record, run.total_steps)
     return Progress(
         epoch=epoch_text(record.lines, run.total_steps),
         attempt=str(len(record.starts)),
         accuracy=latest if tested is None else f"test {percent(tested)}",
-        best="–" if best is None else percent(best),
-        left=clock(left_s) if left_s else "–",
+        best=percent(best),
+        left=clock(left_s or None),
         problem=run.record.problem,
         synthetic=run.synthetic,
     )

@@ -21,7 +21,8 @@ from cifar_dist.record.repeats import REPEATS, Point, varying, without
 from cifar_dist.sweep.file import read_sweep
 from cifar_dist.sweep.ranking import Group, rank
 from cifar_dist.sweep.space import Metric, Sweep, list_runs
-from cifar_dist.sweep.study import Study, as_word, check_record, overall, run_all, shown
+from cifar_dist.sweep.study import Study, check_record, overall, run_all, shown
+from cifar_dist.text import option_text
 from cifar_dist.training.preflight import check_early
 
 PACKAGE = Path(__file__).parent.parent
@@ -190,7 +191,7 @@ def show_ranking(study: Study, console: Console) -> None:
         mean = shown(metric, group.mean) + (f" ± {shown(metric, group.std)}" if group.std is not None else "")
         status = ", ".join(f"{count} {status}" for status, count in group.counts().items())
         cells = [str(place) if group.complete else "-", " ".join(map(str, group.indices))]
-        cells += [*(as_word(group.options.get(name)) for name in names), str(len(group.values)), mean, status]
+        cells += [*(option_text(group.options.get(name)) for name in names), str(len(group.values)), mean, status]
         table.add_row(*map(escape, cells), style=None if group.complete else "dim")
     console.rich.print(table)
     console.synthetic_note(synthetic := any(result.synthetic for result in results))

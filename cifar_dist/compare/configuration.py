@@ -6,6 +6,7 @@ from typing import Any
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.record.repeats import REPEATS, as_text, varying
+from cifar_dist.text import option_text
 
 Options = dict[str, Any]
 FIELDS = {f.name: f for f in fields(TrainConfig)}
@@ -73,13 +74,4 @@ def _kinds(groups: Sequence[Options], names: Sequence[str]) -> int:
 
 def word(name: str, value: Any) -> str:
     """Return an option as part of a label: `lenet`, `lr 0.05`, `augment crop flip`."""
-    return shown(value) if name in (*FOREMOST, DATA) else f"{name} {shown(value)}"
-
-
-def shown(value: Any) -> str:
-    """Return an option's value as the command line has it; - where it has none or no effect."""
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else str(value)
+    return option_text(value) if name in (*FOREMOST, DATA) else f"{name} {option_text(value)}"

@@ -5,11 +5,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from cifar_dist.compare.configuration import FIELDS, shown
+from cifar_dist.compare.configuration import FIELDS
 from cifar_dist.compare.differences import ALL, Difference
 from cifar_dist.compare.groups import Comparison, Group, value_of
 from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.report.intervals import LEVEL
+from cifar_dist.text import option_text
 from cifar_dist.tracking.segments import WandbRecord
 
 START_FACTS = ("git_commit", "device", "host", "world_size")
@@ -110,7 +111,7 @@ def _flat(run: ComparedRun, entry: dict[str, Any]) -> dict[str, Any]:
         classes = result.pop("per_class_accuracy") or {}
         row |= {f"{split}/{name}": value for name, value in result.items()}
         row |= {f"{split}/class/{name}": value for name, value in classes.items()}
-    row |= {f"option/{name}": "" if (value := run.config.get(name)) is None else shown(value) for name in FIELDS}
+    row |= {f"option/{name}": "" if (value := run.config.get(name)) is None else option_text(value) for name in FIELDS}
     return {name: "" if value is None else value for name, value in row.items()}
 
 

@@ -1,13 +1,12 @@
 """What a reader of a comparison must know besides its numbers: one sentence each."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cifar_dist.compare.configuration import COMMIT, DATA
 from cifar_dist.compare.groups import Comparison, value_of
 from cifar_dist.compare.groups import repeat_of as seed_of
-
-SHOWN = 4  # names listed before "and 3 more"
+from cifar_dist.text import listed
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -63,10 +62,3 @@ def _circumstances(comparison: Comparison) -> Iterator[str]:
                 where.setdefault(shown(value), []).append(group.label)
         if len(where) > 1 and not (name == "git_commit" and COMMIT in comparison.differing):
             yield f"{sentence}: " + "; ".join(f"{value} ({listed(labels)})" for value, labels in where.items()) + "."
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the names with commas, the first few of many."""
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN + 1 else ""
-    return ", ".join(names[:SHOWN] if more else names) + more

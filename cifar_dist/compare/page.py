@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.compare.configuration import shown
 from cifar_dist.compare.curves import chart_data
 from cifar_dist.compare.differences import Cell, Difference
 from cifar_dist.compare.groups import Comparison, Group, Metric, repeat_of, value_of
 from cifar_dist.compare.runs import ComparedRun
-from cifar_dist.console import clock
 from cifar_dist.report.html import write_page
+from cifar_dist.text import clock, option_text, percent
 
 TEMPLATE = Path(__file__).parent / "assets/compare.html.j2"
 Shown = dict[str, Any]  # what a cell shows (text), sorts by (value), and is styled by
@@ -59,7 +58,7 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
         if group.interval
         else "",
         "runs": counts_text(group),
-        "time": number_cell(group.seconds, "–" if group.seconds is None else clock(group.seconds)),
+        "time": number_cell(group.seconds, clock(group.seconds)),
         "macs": number_cell(group.macs, macs_text(group.macs)),
         "test": difference.test if difference else "",
         "deltas": {name: delta_cell(cell) for name, cell in difference.cells.items()} if difference else {},
@@ -78,7 +77,7 @@ def run_row(run: ComparedRun, metric: Metric) -> Shown:
         "progress": progress_text(run),
         "value": number_cell(value, measured(value, metric)),
         "val": number_cell(val, percent(val)),
-        "time": number_cell(run.seconds, "–" if run.seconds is None else clock(run.seconds)),
+        "time": number_cell(run.seconds, clock(run.seconds)),
     }
 
 
@@ -88,7 +87,7 @@ def number_cell(value: float | None, text: str) -> Shown:
 
 def option_cell(value: Any) -> Shown:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {"text": shown(value), "value": value if number else None, "number": number}
+    return {"text": option_text(value), "value": value if number else None, "number": number}
 
 
 def delta_cell(cell: Cell) -> Shown:
@@ -135,10 +134,6 @@ def progress_text(run: ComparedRun) -> str:
 
 def p_text(p: float | None) -> str:
     return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def macs_text(macs: float | None) -> str:

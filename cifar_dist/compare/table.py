@@ -8,11 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cifar_dist.compare.configuration import shown
 from cifar_dist.compare.differences import ALL, Difference
 from cifar_dist.compare.groups import Comparison
-from cifar_dist.compare.page import interval_text, macs_text, measured, p_text, percent, progress_text, spread
-from cifar_dist.console import clock
+from cifar_dist.compare.page import interval_text, macs_text, measured, p_text, progress_text, spread
+from cifar_dist.text import clock, option_text, percent
 
 WIDE = 110  # columns of a terminal from which time and compute have room
 OWN_COLUMNS = 4  # options that differ, up to which each has a column
@@ -48,12 +47,12 @@ def groups_table(
     for heading in ("n", metric.name, "95 % interval", *["difference"] * several, *["time", "compute"] * wide):
         table.add_column(heading, justify="right", no_wrap=True)
     for group, difference in [*zip(comparison.groups, differences, strict=True)][:ROWS]:
-        cells = [escape(shown(group.options.get(name))) for name in names] or [escape(group.label)]
+        cells = [escape(option_text(group.options.get(name))) for name in names] or [escape(group.label)]
         cells[0] += " [bold yellow]SYNTHETIC[/]" * group.synthetic
         cells += [str(len(group.counted)), f"{measured(group.mean, metric)} {spread(group.std, metric)}".rstrip()]
         cells += [interval_text(group, metric), *[difference_text(difference)] * several]
         if wide:
-            cells += ["–" if group.seconds is None else clock(group.seconds), macs_text(group.macs)]
+            cells += [clock(group.seconds), macs_text(group.macs)]
         table.add_row(*cells, style=None if group.counted else "dim")
     return table
 
@@ -68,7 +67,7 @@ def options_table(comparison: Comparison) -> Table:
             for name in comparison.differing
             if group is first or group.options.get(name) != first.options.get(name)
         ]
-        options = ", ".join(f"{name} {shown(group.options.get(name))}" for name in names)
+        options = ", ".join(f"{name} {option_text(group.options.get(name))}" for name in names)
         table.add_row(escape(group.label), escape(options))
     return table
 

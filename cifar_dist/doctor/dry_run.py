@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.console import Console, clock
+from cifar_dist.console import Console
 from cifar_dist.data import Split
 from cifar_dist.doctor.cached_data import cache_folder
 from cifar_dist.doctor.check import Check, Visit
-from cifar_dist.doctor.lines import Answer, Line, count, duration, ok, size, warning
+from cifar_dist.doctor.lines import Answer, Line, ok, warning
 from cifar_dist.doctor.wire import finish
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import BatchPlan
@@ -24,6 +24,7 @@ from cifar_dist.optim.schedule import Schedule
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import SUMMARY_FILE, RunFolder
 from cifar_dist.runtime.collectives import on_all, on_main
+from cifar_dist.text import clock, count, duration, size
 from cifar_dist.training.build import Trainer, build
 from cifar_dist.training.evaluation import EVAL_BLOCK, evaluating
 from cifar_dist.training.resume import new_folder, resume_source

@@ -91,25 +91,3 @@ def disagreement(name: str, answers: Sequence[Answer], values: Sequence[str], ad
             first = answers[0]
             return failed(name, f"{value} on {answer.where}, but {values[0]} on {first.where}", advice)
     return None
-
-
-def size(num_bytes: float) -> str:
-    """1.5e9 -> 1.5 GB, 2e6 -> 2.0 MB."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"
-
-
-def duration(seconds: float) -> str:
-    """0.0123 -> 12.3 ms."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def count(number: int, thing: str) -> str:
-    """2, core -> 2 cores; 2, process -> 2 processes."""
-    plural = "" if number == 1 else "es" if thing.endswith("s") else "s"
-    return f"{number} {thing}{plural}"

@@ -11,8 +11,9 @@ import psutil
 import torch
 
 from cifar_dist.doctor.check import Check, Visit
-from cifar_dist.doctor.lines import Answer, Line, count, each_host, ok, ranks, size, warning
+from cifar_dist.doctor.lines import Answer, Line, each_host, ok, ranks, warning
 from cifar_dist.runtime.launch import default_threads, env_int
+from cifar_dist.text import count, size
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")

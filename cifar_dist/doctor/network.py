@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cifar_dist.doctor import wire
 from cifar_dist.doctor.check import Check, Visit
-from cifar_dist.doctor.lines import Answer, Line, count, duration, failed, hosts, ok, ranks, skipped, warning
+from cifar_dist.doctor.lines import Answer, Line, failed, hosts, ok, ranks, skipped, warning
 from cifar_dist.runtime import accelerator
+from cifar_dist.text import count, duration
 
 LARGE_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}  # a ResNet-18's gradient is 45 MB
 LINK_BYTES = 4 * 2**20

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from cifar_dist.doctor.check import Check, Visit
-from cifar_dist.doctor.lines import Answer, Line, count, failed, hosts, ok, skipped, warning
+from cifar_dist.doctor.lines import Answer, Line, failed, hosts, ok, skipped, warning
 from cifar_dist.runtime import launch
+from cifar_dist.text import count
 from cifar_dist.tracking.link import has_key, resolve_mode
 
 HARMLESS = {"mixed_precision": ("no", None), "num_processes": (1, None), "num_machines": (1, None)}

@@ -20,9 +20,10 @@ from cifar_dist.doctor.cached_data import (
     recorded_fingerprint,
 )
 from cifar_dist.doctor.check import Visit
-from cifar_dist.doctor.lines import Answer, Line, disagreement, duration, failed, hosts, ok, ranks, size, warning
+from cifar_dist.doctor.lines import Answer, Line, disagreement, failed, hosts, ok, ranks, warning
 from cifar_dist.files import write_synced
 from cifar_dist.runtime.launch import env_int
+from cifar_dist.text import duration, size
 
 BLOCK_BYTES = 64 * 10**6  # of the disk test; a checkpoint of ResNet-18 with momentum is 134 MB
 SLOW_BYTES_PER_S, SLOW_FSYNC_S = 20e6, 0.5

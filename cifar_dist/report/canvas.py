@@ -56,7 +56,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def percent(share: float) -> str:
+def rough_percent(share: float) -> str:
     """Return a share in [0, 1] as whole percent, but never one that looks certain and isn't."""
     if 0.995 <= share < 1:
         return ">99 %"

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cifar_dist.files import write_atomically
+from cifar_dist.text import percent
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -22,11 +23,6 @@ def embed(data: Any) -> Markup:
     """Return `data` as JSON that is safe within a <script> element, whatever its strings hold."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """0.5 -> 50.00 %, None -> –."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cifar_dist.record.predictions import Predictions
-from cifar_dist.report.canvas import RIGHT, WRONG, percent, shorten
+from cifar_dist.report.canvas import RIGHT, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import describe
 
 ROWS, COLUMNS = 5, 8
@@ -49,7 +49,7 @@ def sample_captions(predictions: Predictions, classes: Sequence[str], places: It
     captions = []
     for place in places:
         truth, first, second = predictions.targets[place], predictions.first[place], predictions.second[place]
-        likely, less = (f"{classes[c]} {percent(predictions.probabilities[place, c])}" for c in (first, second))
+        likely, less = (f"{classes[c]} {rough_percent(predictions.probabilities[place, c])}" for c in (first, second))
         if first == truth:
             captions.append(Caption(((likely, "✓ True"), (f"2nd {less}", "")), right=True))
         else:
@@ -64,7 +64,7 @@ def mistake_captions(predictions: Predictions, classes: Sequence[str], places: I
     for place in places:
         guess, truth = predictions.first[place], predictions.targets[place]
         above = tuple(
-            (f"{verb} {classes[c]}", percent(predictions.probabilities[place, c]))
+            (f"{verb} {classes[c]}", rough_percent(predictions.probabilities[place, c]))
             for verb, c in (("said", guess), ("is", truth))
         )
         captions.append(Caption(above))

@@ -12,7 +12,8 @@ from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.report import gallery, provenance, results
-from cifar_dist.report.html import ASSETS, percent, write_page
+from cifar_dist.report.html import ASSETS, write_page
+from cifar_dist.text import percent
 
 MOST_POINTS = 400  # of a curve of training lines
 RELOAD_S = 20

@@ -10,6 +10,7 @@ from cifar_dist.options import to_words
 from cifar_dist.recipes import PUBLISHED, RECIPES
 from cifar_dist.record.checkpoint import saved_steps
 from cifar_dist.record.reader import RunRecord
+from cifar_dist.text import option_text
 
 NOT_REPEATED = ("output_dir", "resume", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb")))
 
@@ -71,16 +72,10 @@ def options(record: RunRecord) -> list[Option]:
     found = []
     for name, value in record.config.items():
         differs = name in own and own[name] != value and name not in ("output_dir", "resume")
-        found.append(Option(flag(name), _word(value), _word(own[name]) if differs else "", helps.get(name, "")))
+        found.append(
+            Option(flag(name), option_text(value), option_text(own[name]) if differs else "", helps.get(name, ""))
+        )
     return found
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else str(value)
 
 
 def commands(record: RunRecord) -> list[str]:

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_dist.console import clock
 from cifar_dist.record import curves
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report.html import percent
 from cifar_dist.report.intervals import wilson_interval
+from cifar_dist.text import clock, percent
 
 
 class Tile(NamedTuple):

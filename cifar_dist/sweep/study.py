@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
 from cifar_dist.config import TrainConfig, flag
-from cifar_dist.console import Console, clock, percent
+from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
 from cifar_dist.options import to_words
@@ -24,6 +23,7 @@ from cifar_dist.record.repeats import Point, varying
 from cifar_dist.runtime.launch import default_threads
 from cifar_dist.sweep.ranking import Result
 from cifar_dist.sweep.space import Metric, Sweep
+from cifar_dist.text import clock, option_text, percent
 from cifar_dist.training.resume import lock
 
 RUNS_FILE = "sweep.json"
@@ -70,7 +70,7 @@ def check_record(study: Study) -> int:
     for index, (old, new) in enumerate(zip(before, study.runs, strict=False)):
         for name in sorted((old.keys() | new.keys()) - MAY_CHANGE):
             if old.get(name) != new.get(name):
-                was, now = as_word(old.get(name)), as_word(new.get(name))
+                was, now = option_text(old.get(name)), option_text(new.get(name))
                 raise UserError(
                     f"run {index} in {study.folder} has {flag(name)} {was}, not {now}; use another --output-dir"
                 )
@@ -184,10 +184,3 @@ def shown(metric: Metric, value: float | None) -> str:
 def last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-def as_word(value: Any) -> str:
-    """Return an option's value as a table shows it: a list as words, `-` for none."""
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return "-" if value is None else str(value)

@@ -114,13 +114,13 @@ def test_a_wide_terminal_shows_a_line_for_each_of_our_jobs(squeue, capsys, monke
     squeue(QUEUE)
     # 20 steps in 7 s after the first line: 70 more take 24.5 s. The second start of three began at step 10: 80 steps at 10 s / 20.
     assert shown(capsys, monkeypatch, 140) == [
-        "job         state      where                 time       limit   epoch  attempt     accuracy       best  left  run folder",
-        "40          running    node1              1:02:05     2:00:00  3.0/10        1       50.00%     62.50%  0:24  runs/lenet-40",
-        "41_1        pending    BeginTime             0:00  1-12:00:00  2.0/10        3       30.00%     30.00%  0:40  runs/seeds-41_1",
-        "41_[2-9%2]  pending    JobArrayTaskLimit     0:00  1-12:00:00       –        –            –          –     –  (seeds)",
-        "42          completed  node2                 5:00     4:00:00   3.0/3        1  test 60.00%     62.50%     –  runs/train-42",
-        "                                                                                             SYNTHETIC",
-        "43          failed     node2                 5:00     4:00:00  1.0/10        1            –          –     –  runs/train-43",
+        "job         state      where                 time       limit   epoch  attempt      accuracy       best  left  run folder",
+        "40          running    node1              1:02:05     2:00:00  3.0/10        1       50.00 %    62.50 %  0:24  runs/lenet-40",
+        "41_1        pending    BeginTime             0:00  1-12:00:00  2.0/10        3       30.00 %    30.00 %  0:40  runs/seeds-41_1",
+        "41_[2-9%2]  pending    JobArrayTaskLimit     0:00  1-12:00:00       –        –             –          –     –  (seeds)",
+        "42          completed  node2                 5:00     4:00:00   3.0/3        1  test 60.00 %    62.50 %     –  runs/train-42",
+        "                                                                                              SYNTHETIC",
+        "43          failed     node2                 5:00     4:00:00  1.0/10        1             –          –     –  runs/train-43",
         "43: DivergedError: the loss is nan",
         "*** SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number of this run says anything about CIFAR-10. ***",
     ]
@@ -132,10 +132,10 @@ def test_a_narrow_terminal_shows_two_lines_for_each(squeue, capsys, monkeypatch)
     assert shown(capsys, monkeypatch, 80) == [
         "job              state                    time    epoch  accuracy",
         "run folder       where                   limit  attempt      best  left",
-        "40               running               1:02:05   3.0/10    50.00%  0:24",
-        "runs/lenet-40    node1                 2:00:00        1    62.50%",
-        "41_1             pending                  0:00   2.0/10    30.00%  0:40",
-        "runs/seeds-41_1  BeginTime          1-12:00:00        3    30.00%",
+        "40               running               1:02:05   3.0/10   50.00 %  0:24",
+        "runs/lenet-40    node1                 2:00:00        1   62.50 %",
+        "41_1             pending                  0:00   2.0/10   30.00 %  0:40",
+        "runs/seeds-41_1  BeginTime          1-12:00:00        3   30.00 %",
         "41_[2-9%2]       pending                  0:00        –         –     –",
         "(seeds)          JobArrayTaskLimit  1-12:00:00        –         –",
     ]
@@ -163,7 +163,7 @@ def test_a_run_that_was_really_interrupted_is_read(train, squeue, tmp_path, caps
         for line in map(json.loads, (tmp_path / "mine" / "metrics.jsonl").open())
         if line["kind"] == "val"
     )
-    assert cells[8] == f"{best:.2%}"
+    assert cells[9:11] == [f"{100 * best:.2f}", "%"]
 
 
 def test_a_folder_that_makes_no_sense_is_named_and_the_others_are_shown(squeue, tmp_path, capsys, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_folder_that_makes_no_sense_is_named_and_the_others_are_shown(squeue, 
     squeue(QUEUE)
     lines = shown(capsys, monkeypatch, 140)
     assert any(line.startswith("42: metrics.jsonl line 1: not a line that a run writes") for line in lines)
-    assert any(line.startswith("43 ") and "62.50%" in line for line in lines)
+    assert any(line.startswith("43 ") and "62.50 %" in line for line in lines)
 
 
 def test_the_time_left_is_that_of_the_steps_left_at_the_pace_of_this_start(tmp_path):

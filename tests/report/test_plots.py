@@ -11,7 +11,7 @@ from cifar_dist.record.curves import Point
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.report import image_grids, plots
-from cifar_dist.report.canvas import RIGHT, TRAIN, VAL, WRONG, percent, shorten
+from cifar_dist.report.canvas import RIGHT, TRAIN, VAL, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import class_scores, confusion_matrix, draw_confusion
 from cifar_dist.report.image_grids import Augmented, mistake_captions, mistake_places, sample_captions
 
@@ -146,7 +146,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path):
     [(0, "0 %"), (0.004, "<1 %"), (0.006, "1 %"), (0.994, "99 %"), (0.996, ">99 %"), (1, "100 %")],
 )
 def test_a_probability_is_not_rounded_to_a_certainty(share, text):
-    assert percent(share) == text
+    assert rough_percent(share) == text
 
 
 def test_a_long_name_keeps_both_its_ends():

@@ -1,0 +1,59 @@
+"""How values read to people: one spelling of each, on the terminal, on pages and in messages."""
+
+from collections.abc import Iterable
+from typing import Any
+
+NONE = "–"  # where there is no number
+SHOWN = 4  # names listed before "and 3 more"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """0.5 -> 50.00 %, None -> –."""
+    return NONE if share is None else f"{100 * share:.{digits}f} %"
+
+
+def clock(seconds: float | None) -> str:
+    """125 -> 2:05, 3725 -> 1:02:05, None -> –."""
+    if seconds is None:
+        return NONE
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def duration(seconds: float) -> str:
+    """0.0123 -> 12.3 ms."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def size(num_bytes: float) -> str:
+    """1.5e9 -> 1.5 GB, 2e6 -> 2.0 MB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
+
+
+def count(number: int, thing: str) -> str:
+    """2, core -> 2 cores; 2, process -> 2 processes."""
+    plural = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number} {thing}{plural}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names with commas, the first few of many."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN + 1 else ""
+    return ", ".join(names[:SHOWN] if more else names) + more
+
+
+def option_text(value: Any) -> str:
+    """Return an option's value as the command line has it: crop flip, none, yes; - where it has none or no effect."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
