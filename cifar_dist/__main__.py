@@ -1,25 +1,12 @@
-"""`python -m cifar_dist COMMAND`: everything besides training and evaluation."""
+"""`python -m cifar_dist COMMAND`, or `cifar-dist COMMAND` where it is installed: everything besides training and evaluation."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from cifar_dist.cli import COMMANDS
 from cifar_dist.errors import lookup
 from cifar_dist.exits import FINISHED, guarded
-
-COMMANDS = {  # each a module of cifar_dist.cli, imported only when it is asked for
-    "models": "list the models: source, parameters, published accuracy",
-    "recipes": "list the recipes: source, models, published accuracy",
-    "summary": "show a model's layers: output shapes, parameters, multiply-accumulates",
-    "prepare": "download, decode and cache a data set, for machines without internet",
-    "doctor": "check what this machine or job can do, and with --dry-run what a run would do",
-    "sweep": "run a grid or random search, written as a Weights & Biases sweep, on this machine",
-    "submit": "submit a run, seeds or a sweep to Slurm, checked before",
-    "queue": "show our Slurm jobs with their run's progress",
-    "compare": "compare runs: a table by configuration with intervals, a page with curves and tests, CSV and JSON",
-    "report": "make the page and pictures of a run anew",
-    "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,5 +25,10 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return command
 
 
+def run() -> int:
+    """Run the command that was typed: what `cifar-dist` starts."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run())

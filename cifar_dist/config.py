@@ -262,6 +262,38 @@ class TrainConfig:
         return cls(**options)
 
 
+GROUPS = {  # of --help: every field once, the everyday ones first
+    "everyday options": (
+        *("model", "recipe", "data", "epochs", "batch_size", "lr", "augment", "seed", "output_dir", "resume"),
+    ),
+    "model": ("model_options", "batch_norm", "virtual_shards", "ema_decay"),
+    "data": (
+        *("data_dir", "val_fraction", "test_fraction", "folds", "fold", "split_seed", "limit_train", "limit_eval"),
+        *("normalize", "early_size"),
+    ),
+    "optimisation": (
+        *("optimizer", "momentum", "nesterov", "bias_lr", "head_lr", "weight_decay", "decay_all", "label_smoothing"),
+        *("max_grad_norm", "steps", "drop_last", "schedule", "warmup", "milestones", "step_epochs", "lr_factor"),
+    ),
+    "devices and speed": (
+        *(
+            "device",
+            "threads",
+            "micro_batch_size",
+            "mixed_precision",
+            "gradient_compression",
+            "compile",
+            "deterministic",
+        ),
+    ),
+    "evaluation": ("eval_every", "tta", "test"),
+    "record": (
+        *("log_every", "checkpoint_minutes", "keep_checkpoints"),
+        *("wandb", "wandb_group", "wandb_tags", "wandb_notes", "wandb_weights"),
+    ),
+}
+
+
 def check_bounds(options: Any) -> None:
     """Raise `UserError` for the first number of a dataclass of options that is out of bounds."""
     for f in fields(options):

@@ -127,3 +127,8 @@ class Console:
             cells = (escape(name), str(n), str(first), accuracy, str(second), top2)
             table.add_row(*cells, style="bold" if name == "all" else None)
         self.rich.print(table)
+
+
+def listing() -> Table:
+    """Return a table without lines, an empty line between its rows."""
+    return Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)

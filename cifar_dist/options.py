@@ -8,12 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from cifar_dist.config import TrainConfig, flag
+from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that raises `UserError` where argparse would print its usage and exit."""
+    """A parser that raises `UserError` where argparse would print its usage and exit. Words and options come in any order."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, **keywords)
+        self.word_is: str | None = None  # the option that a word alone means
+
+    def add_word(self, name: str, metavar: str, help: str) -> None:
+        """Let one word alone be the value of the option `name`."""
+        self.word_is = name
+        self.add_argument("word", nargs="?", metavar=metavar, default=argparse.SUPPRESS, help=help)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
@@ -25,7 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
         """
         switches = {a.option_strings[0] for a in self._actions if isinstance(a, argparse.BooleanOptionalAction)}
         argv = [_switch(_dashes(word), switches) for word in argv]
-        known, rest = self.parse_known_args(argv)
+        known, rest = self.parse_known_intermixed_args(argv)
         if rest and rest[0].startswith("-"):
             flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
             raise UserError(
@@ -33,7 +42,12 @@ class OneLineParser(argparse.ArgumentParser):
             )
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
-        return vars(known)
+        given = vars(known)
+        if self.word_is and "word" in given:
+            if self.word_is in given:
+                raise UserError(f"{given['word']} and {flag(self.word_is)} both say which; leave one out")
+            given[self.word_is] = given.pop("word")
+        return given
 
 
 def _dashes(word: str) -> str:
@@ -49,11 +63,16 @@ def _switch(word: str, switches: set[str]) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:
-    """Add one flag a field (of `names`, or all); flags that aren't given stay out of the result."""
+    """Add one flag a field (of `names`, or all), those of a `TrainConfig` in groups; flags that aren't given stay out of the result."""
     hints = get_type_hints(config_class)
+    titles = (
+        {name: title for title, members in GROUPS.items() for name in members} if config_class is TrainConfig else {}
+    )
+    groups = {title: parser.add_argument_group(title) for title in GROUPS} if titles and not names else {}
     for f in fields(config_class):
         if names and f.name not in names:
             continue
+        place = groups.get(titles.get(f.name, ""), parser)
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(f.metadata["help"], f.default)}
         if hints[f.name] is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -62,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequen
         else:
             keywords["type"] = _reader(f.name, hints[f.name])
             keywords["metavar"] = f.name.rpartition("_")[2].upper()
-        parser.add_argument(flag(f.name), **keywords)
+        place.add_argument(flag(f.name), **keywords)
 
 
 def _help(text: str, default: Any) -> str:

@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from cifar_dist.config import TrainConfig, changed_fields, flag
+from cifar_dist.config import GROUPS, TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
 
 CONFIG = TrainConfig(epochs=1)
@@ -40,6 +40,17 @@ def test_every_option_has_one_line_of_help():
         assert 3 < len(f.metadata["help"]) < 120, f.name
         assert "\n" not in f.metadata["help"]
         assert flag(f.name).startswith("--")
+
+
+def test_the_help_has_every_option_in_one_group_and_ten_everyday_ones_first():
+    names = [name for members in GROUPS.values() for name in members]
+    assert sorted(names) == sorted(f.name for f in fields(TrainConfig))
+    assert len(next(iter(GROUPS.values()))) == 10
+
+
+def test_an_option_comes_only_where_one_goes():
+    """Each option is one more that everybody has to read: what a new one replaces goes, or it isn't worth it."""
+    assert len(fields(TrainConfig)) <= 58
 
 
 def test_a_resume_may_change_speed_but_not_results():

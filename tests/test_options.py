@@ -7,7 +7,7 @@ from cifar_dist.training.preflight import check_early
 
 
 def resolve(*argv: str) -> TrainConfig:
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     add_flags(parser, TrainConfig)
     return resolve_train_config(parser.parse(argv))
 

@@ -1,1 +1,26 @@
-"""The commands: parse, hand over, and turn what happened into an exit status."""
+"""The commands: one module each, imported only when it is asked for. `train.py` and `eval.py` are two more."""
+
+from typing import Any
+
+from cifar_dist.options import OneLineParser
+
+COMMANDS = {
+    "models": "list the models: source, parameters, published accuracy",
+    "recipes": "list the recipes, or print one: source, models, published accuracy, options",
+    "summary": "show a model's layers: output shapes, parameters, multiply-accumulates",
+    "prepare": "download, decode and cache a data set, for machines without internet",
+    "doctor": "check what this machine or job can do, and with --dry-run what a run would do",
+    "sweep": "run a grid or random search, written as a Weights & Biases sweep, on this machine",
+    "submit": "submit a run, seeds or a sweep to Slurm, checked before",
+    "queue": "show our Slurm jobs with their run's progress",
+    "compare": "compare runs: a table by configuration with intervals, a page with curves and tests, CSV and JSON",
+    "report": "make the page and pictures of a run anew",
+    "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
+}
+
+
+def command_parser(name: str, more: str = "", **keywords: Any) -> OneLineParser:
+    """Return the parser of a command: what COMMANDS says of it, and `more`, is its description."""
+    text = COMMANDS[name]
+    description = f"{text[0].upper()}{text[1:]}. {more}".rstrip()
+    return OneLineParser(prog=f"python -m cifar_dist {name}", description=description, **keywords)

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from cifar_dist.cli import command_parser
 from cifar_dist.compare.differences import differences
 from cifar_dist.compare.files import to_csv, to_json
 from cifar_dist.compare.groups import METRICS, compare
@@ -27,7 +28,7 @@ from cifar_dist.console import Console
 from cifar_dist.errors import UserError, lookup
 from cifar_dist.exits import FINISHED
 from cifar_dist.files import write_atomically
-from cifar_dist.options import OneLineParser, add_flags
+from cifar_dist.options import add_flags
 
 FILES = ("compare.html", "compare.csv", "compare.json")
 FOLLOW_S = 3.0  # between two looks at the runs
@@ -68,19 +69,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_options(argv: Sequence[str]) -> tuple[list[str], CompareOptions]:
-    """Return the paths, which come first, and the options; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist compare",
-        usage="%(prog)s [PATH ...] [options]",
-        description="Compare runs. A PATH is a run folder, W&B's folder of an offline run, or a folder of them (default: runs).",
-        allow_abbrev=False,
-    )
+    """Return the paths and the options; raises `UserError`."""
+    parser = command_parser("compare", usage="%(prog)s [PATH ...] [options]")
+    what = "a run folder, W&B's folder of an offline run, or a folder of them (default: runs)"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
     add_flags(parser, CompareOptions)
-    count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
-    options = CompareOptions(**parser.parse(argv[count:]))
+    given = parser.parse(argv)
+    paths = given.pop("paths")
+    options = CompareOptions(**given)
     if options.metric is not None:
         lookup(METRICS, options.metric, "--metric")
-    return list(argv[:count]) or ["runs"], options
+    return paths or ["runs"], options
 
 
 def default_output(sources: Sequence[Source]) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.text import Text
 
+from cifar_dist.cli import command_parser
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.console import Console
 from cifar_dist.doctor import dry_run, machine, network, services, software, storage
@@ -22,7 +23,7 @@ from cifar_dist.doctor.slurm_ranks import adopt_slurm_ranks
 from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, finish
-from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, with_launcher_precision
+from cifar_dist.options import add_flags, resolve_train_config, with_launcher_precision
 from cifar_dist.training.preflight import check_early
 
 CHECKED = ("data", "data_dir", "output_dir", "device", "threads", "wandb")  # the options that checks look at
@@ -52,12 +53,11 @@ def main(argv: Sequence[str]) -> int:
 
 def read_options(argv: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], dict[str, bool]]:
     """Return the configuration, the options given for it, and our own switches; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist doctor",
+    parser = command_parser(
+        "doctor",
+        "Exit status 1 if something failed.",
         usage="%(prog)s [--dry-run] [--json] [options of train.py]",
-        description="Check what this machine, or this job with all its processes, can do. Exit status 1 if something failed.",
         epilog=f"Without --dry-run only these options matter: {' '.join(map(flag, CHECKED))}.",
-        allow_abbrev=False,
     )
     parser.add_argument("--dry-run", action="store_true", help="also say what train.py would do with these options")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of lines")

@@ -53,7 +53,6 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     parser = OneLineParser(
         prog="eval.py",
         description="Evaluate a run or a weights file exactly, on any number of processes.",
-        allow_abbrev=False,
     )
     add_flags(parser, EvalOptions)
     add_flags(parser, TrainConfig, SHARED)

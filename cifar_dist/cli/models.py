@@ -8,18 +8,17 @@ from itertools import groupby
 import torch
 from rich.markup import escape
 
-from cifar_dist.cli.catalogue import listing, published
-from cifar_dist.console import Console
+from cifar_dist.cli import command_parser
+from cifar_dist.console import Console, listing
 from cifar_dist.exits import FINISHED
 from cifar_dist.models import ALIASES, MODELS, build_model, default_options
-from cifar_dist.options import OneLineParser
-from cifar_dist.recipes import RECIPES, models_of
+from cifar_dist.recipes import RECIPES, models_of, published
 from cifar_dist.text import option_text
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; raises `UserError` for any option."""
-    OneLineParser(prog="python -m cifar_dist models", description="List the models.").parse(argv)
+    command_parser("models").parse(argv)
     table = listing()
     table.add_column("model", no_wrap=True)
     table.add_column("what it is, its options", overflow="fold")

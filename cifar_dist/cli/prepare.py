@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_dist.cli import command_parser
 from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.data import load_dataset
 from cifar_dist.doctor.cached_data import cache_folder, folder_bytes, inspect_cache
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
-from cifar_dist.options import OneLineParser, add_flags, to_words
+from cifar_dist.options import add_flags, to_words
 from cifar_dist.text import size
 
 
@@ -25,12 +26,8 @@ class PrepareOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Fill the cache where it is empty, read all of it back, and say what jobs need. Raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist prepare",
-        description="Download, decode and cache a data set, so that jobs on machines without internet find it; then read "
-        "all of it back and compare its fingerprint. Run it again at any time: what is there is only read.",
-        allow_abbrev=False,
-    )
+    more = "All of it is read back and compared with its fingerprint. Run it again at any time: what is there is only read."
+    parser = command_parser("prepare", more)
     add_flags(parser, PrepareOptions)
     options = PrepareOptions(**parser.parse(argv))
     if options.data == "auto":

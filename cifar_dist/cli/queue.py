@@ -8,10 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cifar_dist.cli import command_parser
 from cifar_dist.compare.runs import condense
 from cifar_dist.console import Console
 from cifar_dist.exits import FINISHED
-from cifar_dist.options import OneLineParser
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.slurm.squeue import Job, ask, is_ours, parse, run_folder
 from cifar_dist.text import clock, percent
@@ -61,11 +61,7 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit status; raises `UserError`."""
-    OneLineParser(
-        prog="python -m cifar_dist queue",
-        description="Show your Slurm jobs that run one of the templates in slurm/, with the progress of their runs.",
-        allow_abbrev=False,
-    ).parse(argv)
+    command_parser("queue", "A job is ours if it runs one of the templates in slurm/.").parse(argv)
     console = Console(speaks=True)
     rows = [row_of(job) for job in parse(ask()) if is_ours(job)]
     if not rows:

@@ -7,28 +7,23 @@ from inspect import getdoc
 
 from rich.markup import escape
 
-from cifar_dist.cli.catalogue import listing, positional, published
+from cifar_dist.cli import command_parser
 from cifar_dist.config import TrainConfig
-from cifar_dist.console import Console
+from cifar_dist.console import Console, listing
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED
 from cifar_dist.models import MODELS
-from cifar_dist.options import OneLineParser, resolve_train_config, to_words
-from cifar_dist.recipes import RECIPES, models_of
+from cifar_dist.options import resolve_train_config, to_words
+from cifar_dist.recipes import RECIPES, models_of, published
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the table or the one recipe; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist recipes",
-        usage="%(prog)s [NAME [--model MODEL]]",
-        description="List the recipes, or print one: its text, and its options for train.py.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--recipe", metavar="NAME", help="the recipe to print; --recipe may be left out")
+    parser = command_parser("recipes", usage="%(prog)s [NAME [--model MODEL]]", argument_default=argparse.SUPPRESS)
+    parser.add_word("recipe", "NAME", "the recipe to print")
+    parser.add_argument("--recipe", metavar="NAME", help="the same")
     parser.add_argument("--model", metavar="MODEL", help="for this model (default: the recipe's first)")
-    given = parser.parse(positional(argv, "--recipe"))
+    given = parser.parse(argv)
     console = Console(speaks=True)
     if "recipe" in given:
         show_recipe(console, resolve_train_config(given))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_dist.cli import command_parser
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
-from cifar_dist.options import OneLineParser
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.report.images import load_pixels
@@ -20,9 +20,7 @@ from cifar_dist.report.provenance import published_accuracy
 
 def main(argv: Sequence[str]) -> int:
     """Make the page and pictures of every run named, and return the exit status; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist report", description="Make the pages and pictures of runs anew.", allow_abbrev=False
-    )
+    parser = command_parser("report")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
     parser.add_argument("--data-dir", help="where downloads and decoded caches are kept (default: the run's own)")
     options = parser.parse(argv)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from cifar_dist.cli import command_parser
 from cifar_dist.cli.sweep import SweepOptions
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED
-from cifar_dist.options import OneLineParser, add_flags, to_words
+from cifar_dist.options import add_flags, to_words
 from cifar_dist.record.repeats import without
 from cifar_dist.slurm.checks import OF_SWEEP, SubmitOptions, check_place, check_run, check_sweep, clashes, data_notes
 from cifar_dist.slurm.sbatch import Submission, directives, resources, site_environment
@@ -59,11 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_options(argv: Sequence[str]) -> tuple[SubmitOptions, dict[str, Any]]:
     """Return our own options, and those of the runs that were given; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist submit",
-        description="Submit a run, or a job array of runs, to Slurm, with the options of train.py and these first ones.",
-        allow_abbrev=False,
-    )
+    parser = command_parser("submit", "It takes the options of train.py and these first ones.")
     add_flags(parser, SubmitOptions)
     add_flags(parser, SweepOptions, OF_SWEEP)
     add_flags(parser, TrainConfig)

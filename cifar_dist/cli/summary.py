@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifar_dist.cli.catalogue import positional
+from cifar_dist.cli import command_parser
 from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED
 from cifar_dist.models import build_model
 from cifar_dist.models.dropout import Dropout
-from cifar_dist.options import OneLineParser, add_flags, resolve_train_config
+from cifar_dist.options import add_flags, resolve_train_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
     """The options of `summary`."""
 
-    model: str = option("", "which network; the word --model may be left out (default: the recipe's first)")
+    model: str = option("", "the same (default: the recipe's first)")
     model_options: tuple[str, ...] = option((), "KEY=VALUE settings of the model, such as dropout=0.2 (default: none)")
     recipe: str = option("", "take the model and its settings from this recipe, such as ghasemi2024/1 (default: none)")
     num_classes: int = option(10, "logits per image", must_be=POSITIVE)
@@ -48,14 +48,10 @@ class Layer(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist summary",
-        usage="%(prog)s MODEL [options]",
-        description="Show a model's layers: output shapes, parameters, multiply-accumulates.",
-        allow_abbrev=False,
-    )
+    parser = command_parser("summary", usage="%(prog)s MODEL [options]")
+    parser.add_word("model", "MODEL", "which network")
     add_flags(parser, SummaryOptions)
-    options = SummaryOptions(**parser.parse(positional(argv, "--model")))
+    options = SummaryOptions(**parser.parse(argv))
     chosen = {"model": options.model, "model_options": options.model_options, "recipe": options.recipe}
     config = resolve_train_config({name: value for name, value in chosen.items() if value})
     with torch.device("meta"):  # shapes without memory

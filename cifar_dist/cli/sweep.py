@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cifar_dist.cli import command_parser
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, SEED, TrainConfig, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError, did_you_mean
@@ -94,17 +95,14 @@ def say_what_is_left(study: Study, statuses: Mapping[int, int], console: Console
 
 def read_options(argv: Sequence[str]) -> tuple[Path, SweepOptions, Point]:
     """Return the sweep file, our own options, and those of `train.py` that are the same for all runs; raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist sweep FILE",
-        description="Run a grid or random search, written as a Weights & Biases sweep, on this machine.",
-        epilog=f"FILE is a file in that format, or one of: {', '.join(SHIPPED)}. The options of train.py override it.",
-        allow_abbrev=False,
-    )
+    parser = command_parser("sweep", usage="%(prog)s FILE [options]")
+    what = f"a file in that format, or one of: {', '.join(SHIPPED)}; the options of train.py override it"
+    parser.add_argument("file", nargs="?", metavar="FILE", help=what)
     add_flags(parser, SweepOptions)
     add_flags(parser, TrainConfig, SHARED)
-    named = bool(argv) and not argv[0].startswith("-")
-    given = parser.parse(argv[1:] if named else argv)
-    if not named:
+    given = parser.parse(argv)
+    file = given.pop("file", None)
+    if file is None:
         raise UserError(f"which sweep? Give its file first, or one of: {', '.join(SHIPPED)}")
     if "resume" in given:
         raise UserError(
@@ -112,7 +110,7 @@ def read_options(argv: Sequence[str]) -> tuple[Path, SweepOptions, Point]:
         )
     own = {f.name for f in fields(SweepOptions)}
     options = SweepOptions(**{name: value for name, value in given.items() if name in own})
-    return find_file(argv[0]), options, without(given, own)
+    return find_file(file), options, without(given, own)
 
 
 def find_file(name: str) -> Path:
@@ -153,7 +151,7 @@ def find_program(sweep: Sweep) -> str:
 
 def resolve(runs: Sequence[Point], metric: Metric) -> list[Point]:
     """Return the runs with their values as `train.py` reads them, JSON-ready; raises `UserError` for the first wrong one."""
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     add_flags(parser, TrainConfig)
     check_once = cache(check_early)  # it may build the model, which takes 0.1 s of a resnet110, of any lr
     names, resolved = varying(runs), []

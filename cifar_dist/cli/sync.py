@@ -4,10 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_dist.cli import command_parser
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
-from cifar_dist.options import OneLineParser
 from cifar_dist.tracking.link import has_key
 from cifar_dist.tracking.uploads import Server, UploadError, find_uploads, send_upload
 
@@ -16,15 +16,10 @@ DEFAULT = "runs"
 
 def main(argv: Sequence[str]) -> int:
     """Upload one run after the other; returns the exit status: failed if one isn't wholly there. Raises `UserError`."""
-    parser = OneLineParser(
-        prog="python -m cifar_dist sync",
-        usage="%(prog)s [PATH...]",
-        description="Upload runs that were kept offline, one by one, and ask the server whether all of each is there.",
-        epilog=f"PATH is a run folder, or a folder of them, or of wandb's offline runs (default: {DEFAULT}).",
-        allow_abbrev=False,
-    )
-    paths = [Path(word) for word in argv if not word.startswith("-")] or [Path(DEFAULT)]
-    parser.parse([word for word in argv if word.startswith("-")])
+    parser = command_parser("sync", usage="%(prog)s [PATH ...]")
+    what = f"a run folder, or a folder of them, or of wandb's offline runs (default: {DEFAULT})"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
+    paths = [Path(word) for word in parser.parse(argv)["paths"] or [DEFAULT]]
     if missing := [path for path in paths if not path.is_dir()]:
         raise UserError(f"{missing[0]} is not a folder; give run folders, or a folder of them")
     uploads = find_uploads(paths)

@@ -27,7 +27,7 @@ def _train(argv: Sequence[str]) -> int:
     signals = StopSignals()
     tables = {"models": [*MODELS, *ALIASES], "recipes": RECIPES, "augmentations": AUGMENTATIONS}
     lists = "; ".join(f"{name}: {', '.join(table)}" for name, table in tables.items())
-    parser = OneLineParser(prog="train.py", description=description, epilog=lists, allow_abbrev=False)
+    parser = OneLineParser(prog="train.py", usage="%(prog)s [options]", description=description, epilog=lists)
     add_flags(parser, TrainConfig)
     given = with_launcher_precision(parser.parse(argv))
     config = resolve_train_config(given)

@@ -201,6 +201,12 @@ PUBLISHED: dict[tuple[str, str], float] = {  # (recipe, model) -> test accuracy 
 }
 
 
+def published(recipe: str, model: str) -> str:
+    """Return the published test accuracy as its text has it, such as 91.25 %; empty where there is none."""
+    share = PUBLISHED.get((recipe, model))
+    return "" if share is None else f"{100 * share:.4g} %"
+
+
 def models_of(name: str) -> list[str]:
     """Return the models that a recipe is for: those it doesn't refuse."""
     accepted = []

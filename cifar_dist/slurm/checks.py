@@ -92,6 +92,8 @@ def clashes(options: SubmitOptions, given: Mapping[str, Any]) -> list[tuple[bool
 def check_place() -> None:
     """Raise `UserError` unless we are where the templates expect to be submitted."""
     root = sbatch.TEMPLATES.parent
+    if not sbatch.TEMPLATES.is_dir():
+        raise UserError(f"the package in {root} has no slurm/ beside it, whose templates run; submit from a checkout")
     if Path.cwd() != root:
         raise UserError(f"the templates, and relative paths in a job, start from {root}; cd there first")
 

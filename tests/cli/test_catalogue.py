@@ -126,7 +126,7 @@ def test_a_recipe_is_resolved_for_the_model_that_is_asked_for(output):
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name in RECIPES for model in models_of(name)])
 def test_the_printed_options_give_the_recipes_configuration(name, model):
     config = RECIPES[name](model)
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     add_flags(parser, TrainConfig)
     assert TrainConfig(**parser.parse([word for words in option_words(config) for word in words])) == config
 

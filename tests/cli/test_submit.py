@@ -147,7 +147,7 @@ def test_the_job_trains_with_the_options_that_were_given(capsys):
     submit("--time", "1h", "--dry-run", *given)
     words = shlex.split(capsys.readouterr().out)
     arguments = words[words.index("slurm/preemptible.sbatch") + 1 :]
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     add_flags(parser, TrainConfig)
     assert resolve_train_config(parser.parse(arguments)) == resolve_train_config(parser.parse(given))
 

@@ -110,6 +110,20 @@ def test_runs_are_found_in_folders_of_folders_each_once(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "runs more --follow --metric val/accuracy",
+        "--follow runs more --metric val/accuracy",
+        "--metric val/accuracy runs --follow more",
+        "--metric=val/accuracy --follow runs more",
+    ],
+)
+def test_paths_and_options_come_in_any_order(words):
+    paths, options = command.read_options(words.split())
+    assert (paths, options.follow, options.metric) == (["runs", "more"], True, "val/accuracy")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nowhere"], "nowhere does not exist; give run folders"),
@@ -117,7 +131,6 @@ def test_runs_are_found_in_folders_of_folders_each_once(tmp_path):
         (["runs", "--metric", "test/acuracy"], "unknown --metric 'test/acuracy'. Did you mean 'test/accuracy'?"),
         (["runs", "--baseline", "b"], "unknown --baseline 'b'"),
         (["runs", "--output", "file"], "can't write to file: File exists; choose another folder with --output"),
-        (["--follow", "runs"], "unexpected argument 'runs'"),
     ],
 )
 def test_what_a_user_did_wrong_is_one_line_and_status_2(words, message, tmp_path, monkeypatch, capsys):

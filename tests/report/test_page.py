@@ -218,7 +218,7 @@ def test_the_command_of_a_page_gives_the_runs_options_again(tmp_path, options):
     assert checkout == "git checkout 0123abc"
     words = shlex.split(command.replace("\\\n", ""))
     assert words[:6] == ["accelerate", "launch", "--config_file", "launch/multi_cpu.yaml", "--num_processes", "2"]
-    parser = OneLineParser(allow_abbrev=False)
+    parser = OneLineParser()
     add_flags(parser, TrainConfig)
     again = resolve_train_config(parser.parse(words[7:])).to_dict()
     elsewhere = {"output_dir", "threads", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb"))}
