@@ -3,7 +3,7 @@
 import shutil
 import time
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
+from cifar_dist.record.lines import EvalLine, TrainLine
 from cifar_dist.text import clock, option_text, percent
 
 if TYPE_CHECKING:  # commands that load no data need no torch
@@ -90,7 +91,7 @@ class Console:
             self._shown = now
             self._progress.update(self._task, completed=step)
 
-    def train_line(self, line: dict[str, Any], total_steps: int, left_s: float) -> None:
+    def train_line(self, line: TrainLine, total_steps: int, left_s: float) -> None:
         numbers = (
             f"loss {line['loss']:.4f}  accuracy {percent(line['accuracy']):>7}  lr {line['lr']:.4g}  "
             f"{line['images_per_second']:,.0f} images/s  left {clock(left_s)}"
@@ -100,7 +101,7 @@ class Console:
         else:
             self.say(f"step {line['step']:>6}/{total_steps}  epoch {line['epoch']:6.2f}  {numbers}")
 
-    def val_line(self, line: dict[str, Any], best: bool, gap: float | None) -> None:
+    def val_line(self, line: EvalLine, best: bool, gap: float | None) -> None:
         """`gap` is the accuracy in training since the validation before, minus this one's."""
         where = f"validation at step {line['step']}, epoch {line['epoch']:.2f}"
         text = f"{where}: accuracy {percent(line['accuracy'])}, top-2 {percent(line['top2_accuracy'])}, loss {line['loss']:.4f}"

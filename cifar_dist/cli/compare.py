@@ -17,7 +17,7 @@ from rich.text import Text
 from cifar_dist.cli import command_parser
 from cifar_dist.compare.differences import differences
 from cifar_dist.compare.files import to_csv, to_json
-from cifar_dist.compare.groups import METRICS, compare
+from cifar_dist.compare.groups import compare
 from cifar_dist.compare.notes import notes
 from cifar_dist.compare.page import write_comparison_page
 from cifar_dist.compare.runs import ComparedRun
@@ -29,6 +29,7 @@ from cifar_dist.errors import UserError, lookup
 from cifar_dist.exits import FINISHED
 from cifar_dist.files import write_atomically
 from cifar_dist.options import add_flags
+from cifar_dist.record.metric import METRICS
 
 FILES = ("compare.html", "compare.csv", "compare.json")
 FOLLOW_S = 3.0  # between two looks at the runs

@@ -14,11 +14,11 @@ from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_atomically
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
+from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
 from cifar_dist.text import percent
 from cifar_dist.training.evaluation import evaluate
-from cifar_dist.training.state import WEIGHTS_FILE
 from cifar_dist.training.weights import load_weights
 
 SHARED = (
@@ -96,7 +96,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     console.say(f"{shares}, loss {result.loss:.4f} on {result.num_images:,} images")
     record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}
     record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
-    record |= result.to_dict(dataset.classes) | result.counts()
+    record |= result.counted(dataset.classes)
     output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
     collectives.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
     console.say(f"written to {output}")

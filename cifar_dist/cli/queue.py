@@ -9,9 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_dist.cli import command_parser
-from cifar_dist.compare.runs import condense
+from cifar_dist.compare.groups import value_of
+from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.console import Console
 from cifar_dist.exits import FINISHED
+from cifar_dist.record.metric import METRICS
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.slurm.squeue import Job, ask, is_ours, parse, run_folder
 from cifar_dist.text import clock, percent
@@ -85,11 +87,11 @@ def row_of(job: Job) -> Row:
 def progress_of(folder: Path) -> Progress:
     """Return how far the run in the folder is."""
     record = read_run(folder)
-    run = condense(record)  # names what it can't make sense of
+    run = ComparedRun.of(record)  # names what it can't make sense of
     if run.record.status == "broken":
         return Progress(problem=run.record.problem)
     last = next((line for line in reversed(record.lines) if line["kind"] == "val"), None)
-    best, tested = (run.results.get(split, {}).get("accuracy") for split in ("val", "test"))
+    best, tested = (value_of(run, METRICS[f"{split}/accuracy"]) for split in ("val", "test"))
     latest = percent(last["accuracy"] if last else None)
     left_s = seconds_left(record, run.total_steps)
     return Progress(

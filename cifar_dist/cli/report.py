@@ -10,6 +10,7 @@ from cifar_dist.cli import command_parser
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
+from cifar_dist.record.folder import PLOTS
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.report.images import load_pixels
@@ -46,7 +47,7 @@ def make_report(folder: Path, data_dir: str | None, console: Console) -> Path:
     record, predictions = read_run(folder), read_predictions(folder)
     pixels, published = find_pixels(record, predictions, data_dir, console), published_accuracy(record)
     if record.config:
-        draw_pictures(record, predictions, pixels, None, folder / "plots", record.title, published)
+        draw_pictures(record, predictions, pixels, None, folder / PLOTS, record.title, published)
     return write_report(folder, pixels, published)
 
 

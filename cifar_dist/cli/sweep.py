@@ -18,11 +18,12 @@ from cifar_dist.errors import UserError, did_you_mean
 from cifar_dist.exits import FINISHED, INTERRUPTED
 from cifar_dist.options import OneLineParser, add_flags, resolve_train_config, to_words
 from cifar_dist.record.folder import RunFolder
+from cifar_dist.record.metric import Metric
 from cifar_dist.record.repeats import REPEATS, Point, varying, without
 from cifar_dist.sweep.file import read_sweep
-from cifar_dist.sweep.ranking import Group, rank
-from cifar_dist.sweep.space import Metric, Sweep, list_runs
-from cifar_dist.sweep.study import Study, check_record, overall, run_all, shown
+from cifar_dist.sweep.ranking import Candidate, rank
+from cifar_dist.sweep.space import Sweep, list_runs
+from cifar_dist.sweep.study import Study, check_record, overall, run_all
 from cifar_dist.text import option_text
 from cifar_dist.training.preflight import check_early
 
@@ -179,44 +180,49 @@ def check_metric(config: TrainConfig, metric: Metric) -> None:
 def show_ranking(study: Study, console: Console) -> None:
     """Print the groups, the best first, and how to train the best; write the same to ranking.json."""
     metric, results = study.sweep.metric, [study.result(index) for index in range(len(study.runs))]
-    groups = rank(study.runs, results, metric.goal)
+    candidates = rank(study.runs, results, study.sweep.goal)
     names = [name for name in varying(study.runs) if name not in REPEATS]
-    best = winner_command(study, groups[0]) if groups[0].complete and metric.split == "val" else None
+    best = winner_command(study, candidates[0]) if candidates[0].complete and metric.split == "val" else None
     table = Table(title=f"{metric.name}, mean ± sample standard deviation over seeds and folds", title_justify="left")
     for column in ("rank", "runs", *names, "n", metric.key, "status"):
         table.add_column(column, justify="left" if column in (*names, "status") else "right", overflow="fold")
-    for place, group in enumerate(groups, start=1):
-        mean = shown(metric, group.mean) + (f" ± {shown(metric, group.std)}" if group.std is not None else "")
-        status = ", ".join(f"{count} {status}" for status, count in group.counts().items())
-        cells = [str(place) if group.complete else "-", " ".join(map(str, group.indices))]
-        cells += [*(option_text(group.options.get(name)) for name in names), str(len(group.values)), mean, status]
-        table.add_row(*map(escape, cells), style=None if group.complete else "dim")
+    for place, candidate in enumerate(candidates, start=1):
+        mean = metric.text(candidate.mean) + (f" ± {metric.text(candidate.std)}" if candidate.std is not None else "")
+        status = ", ".join(f"{count} {status}" for status, count in candidate.counts().items())
+        cells = [str(place) if candidate.complete else "-", " ".join(map(str, candidate.indices))]
+        cells += [
+            *(option_text(candidate.options.get(name)) for name in names),
+            str(len(candidate.values)),
+            mean,
+            status,
+        ]
+        table.add_row(*map(escape, cells), style=None if candidate.complete else "dim")
     console.rich.print(table)
     console.synthetic_note(synthetic := any(result.synthetic for result in results))
-    if unfinished := sum(not group.complete for group in groups):
-        console.warn(f"{unfinished} of {len(groups)} lines have runs that are not finished, and no rank")
+    if unfinished := sum(not candidate.complete for candidate in candidates):
+        console.warn(f"{unfinished} of {len(candidates)} lines have runs that are not finished, and no rank")
     if best:
         console.say(f"to train and test the best{' so far' * bool(unfinished)}: {best}")
-    content: dict[str, Any] = {"metric": metric._asdict(), "synthetic": synthetic, "best": best}
-    lines = [group_record(group, place, names) for place, group in enumerate(groups, start=1)]
+    content: dict[str, Any] = {"metric": study.sweep.metric_record(), "synthetic": synthetic, "best": best}
+    lines = [record_of(candidate, place, names) for place, candidate in enumerate(candidates, start=1)]
     RunFolder(study.folder).write_json(RANKING_FILE, {**content, "groups": lines})
 
 
-def group_record(group: Group, place: int, names: Sequence[str]) -> dict[str, Any]:
+def record_of(candidate: Candidate, place: int, names: Sequence[str]) -> dict[str, Any]:
     return {
-        "rank": place if group.complete else None,
-        "runs": group.indices,
-        "options": {name: group.options.get(name) for name in names},
-        "n": len(group.values),
-        "mean": group.mean,
-        "std": group.std,
-        "status": group.counts(),
+        "rank": place if candidate.complete else None,
+        "runs": candidate.indices,
+        "options": {name: candidate.options.get(name) for name in names},
+        "n": len(candidate.values),
+        "mean": candidate.mean,
+        "std": candidate.std,
+        "status": candidate.counts(),
     }
 
 
-def winner_command(study: Study, group: Group) -> str:
+def winner_command(study: Study, candidate: Candidate) -> str:
     """Return the command that trains with these options on all but the usual validation images, and tests."""
-    runs = [study.runs[index] for index in group.indices]
+    runs = [study.runs[index] for index in candidate.indices]
     dropped = {"folds", "fold", "test"} | ({"seed"} & set(varying(runs)))
     path = Path(study.program)
     program = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cifar_dist.compare.configuration import DATA
 from cifar_dist.compare.groups import Comparison, Group
-from cifar_dist.compare.runs import ComparedRun
+from cifar_dist.compare.runs import ComparedResult, ComparedRun
 from cifar_dist.compare.statistics import ALPHA, holm, mcnemar, one_against_several, two_proportions, welch
 from cifar_dist.record.predictions import read_predictions
 
@@ -112,7 +112,7 @@ def _outcome(run: ComparedRun, split: str) -> Outcome | None:
     return Outcome(predictions.targets, predictions.logits.argmax(axis=1) == predictions.targets)
 
 
-def _num_images(result: dict[str, Any]) -> np.ndarray:
+def _num_images(result: ComparedResult) -> np.ndarray:
     """Return how many images (1 + C,) a result is over, in all and of each class; nan for classes where it isn't known."""
     total, classes = result.get("num_images") or np.nan, result["per_class_accuracy"]
     if counts := result.get("images_per_class"):

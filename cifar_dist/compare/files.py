@@ -8,7 +8,7 @@ from typing import Any
 from cifar_dist.compare.configuration import FIELDS
 from cifar_dist.compare.differences import ALL, Difference
 from cifar_dist.compare.groups import Comparison, Group, value_of
-from cifar_dist.compare.runs import ComparedRun
+from cifar_dist.compare.runs import ComparedResult, ComparedRun
 from cifar_dist.report.intervals import LEVEL
 from cifar_dist.text import option_text
 from cifar_dist.tracking.segments import WandbRecord
@@ -85,7 +85,7 @@ def run_entry(run: ComparedRun, group: Group | None, comparison: Comparison) -> 
     }
 
 
-def _result(result: dict[str, Any]) -> dict[str, Any]:
+def _result(result: ComparedResult) -> dict[str, Any]:
     return {
         name: result.get(name) for name in ("accuracy", "top2_accuracy", "loss", "num_images", "per_class_accuracy")
     }

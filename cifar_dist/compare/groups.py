@@ -3,35 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from cifar_dist.compare.configuration import COMMIT, DATA, differing_options, effective_options, labels
 from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.compare.statistics import mean_interval
 from cifar_dist.errors import UserError, lookup, unknown
-from cifar_dist.record.repeats import REPEATS, as_text
+from cifar_dist.record.metric import METRICS, Metric
+from cifar_dist.record.repeats import REPEATS, as_text, mean_of, std_of
 from cifar_dist.report.intervals import Interval, wilson_interval
-
-
-class Metric(NamedTuple):
-    """What runs are compared by."""
-
-    split: str  # test or val
-    key: str  # of the result
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}/{self.key}"
-
-    @property
-    def is_share(self) -> bool:
-        return self.key != "loss"
-
-
-METRICS = {
-    f"{split}/{key}": Metric(split, key) for split in ("test", "val") for key in ("accuracy", "top2_accuracy", "loss")
-}
 
 
 @dataclass(frozen=True)
@@ -50,12 +30,12 @@ class Group:
 
     @cached_property
     def mean(self) -> float | None:
-        return fmean(self.values) if self.values else None
+        return mean_of(self.values)
 
     @cached_property
     def std(self) -> float | None:
         """The sample standard deviation."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        return std_of(self.values)
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -151,7 +131,7 @@ def find_baseline(groups: Sequence[Group], name: str | None) -> Group | None:
 
 
 def value_of(run: ComparedRun, metric: Metric) -> float | None:
-    return run.results.get(metric.split, {}).get(metric.key)
+    return metric.of(run.results[metric.split]) if metric.split in run.results else None
 
 
 def group_by_configuration(runs: Sequence[ComparedRun], metric: Metric) -> list[Group]:
@@ -197,9 +177,3 @@ def data_names(runs: Iterable[ComparedRun]) -> dict[str, str]:
         if fingerprint not in names:
             names[fingerprint] = f"{name} ({fingerprint[:8]})" if name in names.values() else name
     return names
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -7,8 +7,9 @@ from typing import Any
 
 from cifar_dist.compare.curves import chart_data
 from cifar_dist.compare.differences import Cell, Difference
-from cifar_dist.compare.groups import Comparison, Group, Metric, repeat_of, value_of
+from cifar_dist.compare.groups import Comparison, Group, repeat_of, value_of
 from cifar_dist.compare.runs import ComparedRun
+from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.report.html import write_page
 from cifar_dist.text import clock, option_text, percent
 
@@ -51,7 +52,7 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
         "is_baseline": group is comparison.baseline,
         "options": [option_cell(group.options.get(name)) for name in comparison.differing],
         "n": len(group.counted),
-        "mean": number_cell(group.mean, measured(group.mean, metric)),
+        "mean": number_cell(group.mean, metric.text(group.mean)),
         "std": number_cell(group.std, spread(group.std, metric)),
         "interval": interval_text(group, metric),
         "over": {"t": f"{len(group.counted)} runs", "wilson": "images"}[group.interval.method]
@@ -66,7 +67,7 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
 
 
 def run_row(run: ComparedRun, metric: Metric) -> Shown:
-    value, val = value_of(run, metric), run.results.get("val", {}).get("accuracy")
+    value, val = value_of(run, metric), value_of(run, METRICS["val/accuracy"])
     return {
         "name": run.name,
         "path": str(run.record.path),
@@ -75,7 +76,7 @@ def run_row(run: ComparedRun, metric: Metric) -> Shown:
         "synthetic": run.synthetic,
         "repeat": repeat_of(run) if "seed" in run.config else "",
         "progress": progress_text(run),
-        "value": number_cell(value, measured(value, metric)),
+        "value": number_cell(value, metric.text(value)),
         "val": number_cell(val, percent(val)),
         "time": number_cell(run.seconds, clock(run.seconds)),
     }
@@ -100,11 +101,6 @@ def delta_cell(cell: Cell) -> Shown:
         "strength": strength,
         "p": p_text(cell.p),
     }
-
-
-def measured(value: float | None, metric: Metric) -> str:
-    """Return a value of the metric: 61.12 % or 1.1302."""
-    return percent(value) if metric.is_share else "–" if value is None else f"{value:.4f}"
 
 
 def spread(std: float | None, metric: Metric) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cifar_dist.compare.runs import ComparedRun, condense
+from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.errors import UserError
 from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use
 from cifar_dist.record.reader import RunRecord, is_run, read_run
-from cifar_dist.tracking.link import read_view
+from cifar_dist.tracking.link import read_link
 from cifar_dist.tracking.segments import is_segment, log_file, read_wandb_run, run_id
 
 DEPTH = 3  # levels of folders under a path in which runs are looked for: runs/SWEEP/0000, runs/wandb/offline-run-*
@@ -38,10 +38,10 @@ class Source:
 
     def read(self) -> ComparedRun:
         if self.kind == "wandb":
-            return condense(read_wandb_run(self.paths))
+            return ComparedRun.of(read_wandb_run(self.paths))
         if self.kind == "folder":
-            return condense(read_run(self.paths[0]))
-        return condense(RunRecord(self.paths[0], "broken", self.problem))
+            return ComparedRun.of(read_run(self.paths[0]))
+        return ComparedRun.of(RunRecord(self.paths[0], "broken", self.problem))
 
 
 class Reader:
@@ -111,7 +111,7 @@ def _under(path: Path, depth: int) -> Iterator[Source]:
 
 def _without_folder(segments: Iterable[Path], folders: Iterable[Source]) -> list[Source]:
     """Return a source for each W&B run that no run folder knows as its own."""
-    taken = {view.id for folder in folders if (view := read_view(folder.paths[0]))}
+    taken = {link.id for folder in folders if (link := read_link(folder.paths[0]))}
     starts: dict[str, list[Path]] = {}
     for path in dict.fromkeys(segments):
         starts.setdefault(run_id(path), []).append(path)

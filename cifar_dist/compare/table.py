@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_dist.compare.differences import ALL, Difference
-from cifar_dist.compare.groups import Comparison
-from cifar_dist.compare.page import interval_text, macs_text, measured, p_text, progress_text, spread
+from cifar_dist.compare.groups import Comparison, value_of
+from cifar_dist.compare.page import interval_text, macs_text, p_text, progress_text, spread
+from cifar_dist.record.metric import METRICS
 from cifar_dist.text import clock, option_text, percent
 
 WIDE = 110  # columns of a terminal from which time and compute have room
@@ -49,7 +50,7 @@ def groups_table(
     for group, difference in [*zip(comparison.groups, differences, strict=True)][:ROWS]:
         cells = [escape(option_text(group.options.get(name))) for name in names] or [escape(group.label)]
         cells[0] += " [bold yellow]SYNTHETIC[/]" * group.synthetic
-        cells += [str(len(group.counted)), f"{measured(group.mean, metric)} {spread(group.std, metric)}".rstrip()]
+        cells += [str(len(group.counted)), f"{metric.text(group.mean)} {spread(group.std, metric)}".rstrip()]
         cells += [interval_text(group, metric), *[difference_text(difference)] * several]
         if wide:
             cells += [clock(group.seconds), macs_text(group.macs)]
@@ -107,7 +108,7 @@ def unaveraged_table(comparison: Comparison) -> Table:
     table.add_column("validation", justify="right", no_wrap=True)
     table.add_column("problem", overflow="fold")
     for run in comparison.unaveraged[:ROWS]:
-        val = run.results.get("val", {}).get("accuracy")
+        val = value_of(run, METRICS["val/accuracy"])
         name = escape(run.name) + " [bold yellow]SYNTHETIC[/]" * run.synthetic
         style = {"running": "green", "finished": ""}.get(run.record.status, "yellow")
         table.add_row(

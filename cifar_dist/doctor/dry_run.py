@@ -22,7 +22,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.optim.schedule import Schedule
 from cifar_dist.record import checkpoint
-from cifar_dist.record.folder import SUMMARY_FILE, RunFolder
+from cifar_dist.record.folder import RunFolder
 from cifar_dist.runtime.collectives import on_all, on_main
 from cifar_dist.text import clock, count, duration, size
 from cifar_dist.training.build import Trainer, build
@@ -180,7 +180,7 @@ def destination(config: TrainConfig) -> str:
     source, _ = resume_source(config.resume)
     path = Path(config.output_dir) if config.output_dir else source or new_folder(config)
     folder = RunFolder(path)
-    summary, steps = folder.read_json(SUMMARY_FILE) or {}, checkpoint.saved_steps(folder.checkpoints)
+    summary, steps = folder.summary() or {}, checkpoint.saved_steps(folder.checkpoints)
     if config.resume == "never" and path.exists():
         return f"{path}: the run there would be moved aside"
     if summary.get("status") == "finished":

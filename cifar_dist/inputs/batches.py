@@ -81,7 +81,7 @@ class Batches:
         """Return the first step of each size of images that is still to come after `done` steps."""
         if not self.config.early_size:
             return [0]
-        larger = self.plan.epochs // 2 * self.plan.steps_per_epoch
+        larger = self.plan.early_steps
         return [0, larger] if done < larger else [larger]
 
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:

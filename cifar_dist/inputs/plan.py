@@ -71,6 +71,11 @@ class BatchPlan:
         """How many epochs the run has, a last one that is cut short included."""
         return -(-self.total_steps // self.steps_per_epoch)
 
+    @property
+    def early_steps(self) -> int:
+        """How many steps the first half of the epochs has, whose images --early-size makes smaller."""
+        return self.epochs // 2 * self.steps_per_epoch
+
     def batch(self, step: int) -> tuple[int, range]:
         """Return (epoch, range of places in that epoch's order) of the global batch of `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)

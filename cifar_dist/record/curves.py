@@ -1,7 +1,9 @@
 """A run's record as curves: training and validation side by side, and where the gap between them opens."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cifar_dist.record.lines import Line, TrainLine
 
 PATIENCE = 3  # validations in a row that must be worse than the best before we call it over-fitting
 
@@ -24,11 +26,13 @@ class Point(NamedTuple):
         return self.train_accuracy - self.val_accuracy
 
 
-def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
+def points(lines: Iterable[Line]) -> list[Point]:
     """Return a point for every validation in metrics.jsonl or, where there is none, for every epoch."""
     lines = list(lines)
     validated = any(line["kind"] == "val" for line in lines)
-    found, pending, samples = [], [], 0
+    found: list[Point] = []
+    pending: list[tuple[int, TrainLine]] = []
+    samples = 0
     for line in lines:
         if line["kind"] == "train":
             pending.append((line["samples"] - samples, line))
@@ -46,14 +50,13 @@ def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def _point(
-    pending: Sequence[tuple[int, Mapping[str, Any]]], val_loss: float | None = None, val_accuracy: float | None = None
+    pending: Sequence[tuple[int, TrainLine]], val_loss: float | None = None, val_accuracy: float | None = None
 ) -> Point:
     images = sum(count for count, _ in pending)
     last = pending[-1][1]
     loss = sum(count * line["loss"] for count, line in pending) / images
-    accuracy = None
-    if last["accuracy"] is not None:
-        accuracy = sum(count * line["accuracy"] for count, line in pending) / images
+    shares = [count * line["accuracy"] for count, line in pending if line["accuracy"] is not None]
+    accuracy = sum(shares) / images if len(shares) == len(pending) else None
     return Point(last["epoch"], last["step"], loss, accuracy, val_loss, val_accuracy)
 
 

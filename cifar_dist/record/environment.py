@@ -8,14 +8,15 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from cifar_dist.record.lines import Start
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 
 
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+def environment(device: torch.device, world_size: int) -> Start:
     """Return what else a result may depend on: versions, commit, device, processes, threads, command, host, time."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

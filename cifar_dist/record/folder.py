@@ -5,17 +5,25 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
+from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
+TRAINING_FILE, WEIGHTS_FILE = (
+    "training.pt",
+    "model.safetensors",
+)  # of a checkpoint; the best weights are in the run folder too
+CHECKPOINTS, PLOTS = "checkpoints", "plots"  # folders
 LOCK_FILE, PAGE_FILE = ".lock", "report.html"
+LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # of what sends the run to Weights & Biases
 
 
 class RunFolder:
@@ -23,7 +31,15 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
+
+    def config(self) -> ConfigRecord | None:
+        """Return config.json, None where there is none; raises `UserError` where it isn't JSON."""
+        return cast(ConfigRecord | None, self.read_json(CONFIG_FILE))
+
+    def summary(self) -> Summary | None:
+        """Return summary.json, None where there is none; raises `UserError` where it isn't JSON."""
+        return cast(Summary | None, self.read_json(SUMMARY_FILE))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file's content, None where there is none; raises `UserError` where it isn't JSON."""
@@ -36,10 +52,10 @@ class RunFolder:
                 f"{self.path / name} is damaged ({error}); move the run folder away, or use another --output-dir"
             ) from None
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: Line) -> None:
         """Add one line to metrics.jsonl. A crash may tear it; `truncate_metrics` removes torn lines on resume."""
         with (self.path / METRICS_FILE).open("ab") as file:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -49,14 +65,14 @@ class RunFolder:
         with (self.path / METRICS_FILE).open("ab") as file:
             os.fsync(file.fileno())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[Line]:
         """Return the whole lines, without a torn last one."""
         path = self.path / METRICS_FILE
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
     def write_predictions(self, split: str, step: int, **arrays: Any) -> None:
-        """Keep the arrays of `report.record.Predictions`, about `split` and the weights after `step` steps."""
+        """Keep the arrays of `predictions.Predictions`, about `split` and the weights after `step` steps."""
         buffer = io.BytesIO()
         np.savez(buffer, step=step, **arrays)
         write_atomically(self.path / predictions_file(split), buffer.getvalue())

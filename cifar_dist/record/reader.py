@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use
+from cifar_dist.record.lines import DatasetRecord, Line, Options, Start, Summary
 
 Status = Literal["finished", "running", "interrupted", "failed", "killed", "broken"]
 
@@ -17,11 +18,11 @@ class RunRecord:
     path: Path
     status: Status  # killed: it says it is running, but no process holds its folder
     problem: str = ""  # why it failed, or what is wrong with the folder; else empty
-    config: dict[str, Any] = field(default_factory=dict)  # the options, by field of TrainConfig
-    dataset: dict[str, Any] = field(default_factory=dict)
-    starts: list[dict[str, Any]] = field(default_factory=list)  # one for each time it was started or resumed
-    summary: dict[str, Any] = field(default_factory=dict)
-    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+    config: Options = field(default_factory=dict)
+    dataset: DatasetRecord = field(default_factory=DatasetRecord)
+    starts: list[Start] = field(default_factory=list)  # one for each time it was started or resumed
+    summary: Summary = field(default_factory=Summary)
+    lines: list[Line] = field(default_factory=list)  # of metrics.jsonl
 
     @property
     def name(self) -> str:
@@ -44,7 +45,7 @@ def read_run(path: Path) -> RunRecord:
     content, summary = (_read_json(path / name, problems) for name in (CONFIG_FILE, SUMMARY_FILE))
     lines = _read_lines(path / METRICS_FILE, problems)
     config, dataset = (_part(content, name, dict, problems) for name in ("config", "dataset"))
-    starts = [start for start in _part(content, "starts", list, problems) if isinstance(start, dict)]
+    starts = [cast(Start, start) for start in _part(content, "starts", list, problems) if isinstance(start, dict)]
     status: Status = summary.get("status", "broken")
     if status not in get_args(Status):
         problems.append(f"{SUMMARY_FILE}: unknown status {status!r}")
@@ -57,7 +58,7 @@ def read_run(path: Path) -> RunRecord:
         config=config,
         dataset=dataset,
         starts=starts,
-        summary=summary,
+        summary=cast(Summary, summary),
         lines=lines,
     )
 
@@ -83,7 +84,7 @@ def _part(content: dict[str, Any], name: str, kind: type, problems: list[str]) -
     return kind()
 
 
-def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, problems: list[str]) -> list[Line]:
     """Return the whole lines; the last one may be torn by a crash, or about to be written."""
     try:
         pieces = path.read_bytes().split(b"\n")[:-1]
@@ -101,5 +102,5 @@ def _read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             problems.append(f"{path.name} line {number}: {error}")
             break
-        lines.append(line)
+        lines.append(cast(Line, line))
     return lines

@@ -1,7 +1,8 @@
-"""Runs as points in the space of options: which repeat one another, and what differs."""
+"""Runs as points in the space of options: which repeat one another, what differs, and means over them."""
 
 import json
 from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 Point = dict[str, Any]  # the options of one run, by field of TrainConfig; a list becomes several words
@@ -21,3 +22,14 @@ def without(point: Point, names: Iterable[str]) -> Point:
 
 def as_text(point: Point) -> str:
     return json.dumps(point, sort_keys=True)
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def std_of(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation; None of fewer than two values."""
+    return stdev(values) if len(values) > 1 else None

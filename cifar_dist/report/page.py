@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cifar_dist.record import curves
-from cifar_dist.record.folder import PAGE_FILE
+from cifar_dist.record.folder import PAGE_FILE, PLOTS
+from cifar_dist.record.lines import Line, TrainLine
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.report import gallery, provenance, results
@@ -36,7 +37,7 @@ def write_report(folder: Path, pixels: np.ndarray | None, published: float | Non
     """
     record, predictions = read_run(folder), read_predictions(folder)
     assert pixels is None or (predictions and len(pixels) == len(predictions.targets)), "images of another split"
-    path, pictures = folder / PAGE_FILE, {text: folder / "plots" / name for name, text in PICTURES.items()}
+    path, pictures = folder / PAGE_FILE, {text: folder / PLOTS / name for name, text in PICTURES.items()}
     advice, command = provenance.advice(record)
     page = {
         "record": record,
@@ -68,7 +69,7 @@ def classes_and_images(record: RunRecord, predictions: Predictions | None, pixel
     return found
 
 
-def charts(lines: Sequence[dict[str, Any]], published: float | None) -> list[dict[str, Any]]:
+def charts(lines: Sequence[Line], published: float | None) -> list[dict[str, Any]]:
     """Return the page's charts as `lineChart` of charts.js takes them, JSON-ready; those without any value are left out."""
     curve = curves.points(lines)
     opening = curves.gap_opening(curve)
@@ -99,7 +100,7 @@ def _chart(title: str, name: str, series: Sequence[Mapping[str, Any]], **more: A
     return {"title": title, "xLabel": "epoch", "yLabel": name, "series": shown, **more}
 
 
-def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _thinned(lines: list[TrainLine]) -> list[TrainLine]:
     """Return MOST_POINTS lines at most, evenly spaced, the last one among them."""
     places = np.linspace(0, len(lines) - 1, min(MOST_POINTS, len(lines))).round().astype(int)
     return [lines[place] for place in places]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cifar_dist.models.base import Prototypes
 from cifar_dist.record.curves import Point, gap_opening, points
+from cifar_dist.record.lines import TrainLine
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.canvas import NOTE, TRAIN, VAL, new_figure, save
@@ -82,7 +82,7 @@ def draw_curves(curve: Sequence[Point], path: Path, title: str, published: float
     return save(figure, path)
 
 
-def draw_learning_rate(lines: Sequence[dict[str, Any]], path: Path, title: str, limit: float | None = None) -> Path:
+def draw_learning_rate(lines: Sequence[TrainLine], path: Path, title: str, limit: float | None = None) -> Path:
     """Draw the learning rate of metrics.jsonl's training lines by epoch and, where they have it, the gradient's norm.
 
     `limit` is the norm to which gradients were clipped.

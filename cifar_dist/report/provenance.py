@@ -9,6 +9,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.options import to_words
 from cifar_dist.recipes import PUBLISHED, RECIPES
 from cifar_dist.record.checkpoint import saved_steps
+from cifar_dist.record.folder import CHECKPOINTS
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.text import option_text
 
@@ -28,7 +29,7 @@ def advice(record: RunRecord) -> tuple[str, str]:
     """Return what a reader should know of the run's state, and the command that helps; each empty where there is nothing."""
     where = shlex.quote(str(record.path))
     resume = f"accelerate launch train.py --resume {where}"
-    saved = bool(saved_steps(record.path / "checkpoints"))
+    saved = bool(saved_steps(record.path / CHECKPOINTS))
     on = ("To go on from its last checkpoint:", resume) if saved else ("Nothing was saved: it has to start over.", "")
     match record.status:
         case "finished":

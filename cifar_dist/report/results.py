@@ -1,11 +1,12 @@
 """The numbers of a page: results with their uncertainty at its head, and counts by class."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cifar_dist.record import curves
+from cifar_dist.record.lines import EvalLine, Line, Result
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.intervals import wilson_interval
@@ -51,16 +52,17 @@ def count(record: RunRecord, predictions: Predictions | None) -> Counts | None:
         confusion = np.bincount(predictions.targets * k + predictions.first, minlength=k * k).reshape(k, k)
         hits = predictions.targets[predictions.second == predictions.targets]
         return Counts(predictions.split, predictions.step, confusion, np.bincount(hits, minlength=k))
-    test = record.summary.get("test") or {}
-    if "confusion_matrix" not in test:
+    test = record.summary.get("test")
+    if not test or "confusion_matrix" not in test:
         return None
     second = np.array(test["second_guess_correct"])
     return Counts("test", record.summary.get("best_step"), np.array(test["confusion_matrix"]), second)
 
 
-def class_names(lines: Sequence[dict[str, Any]]) -> list[str]:
+def class_names(lines: Sequence[Line]) -> list[str]:
     """Return the classes that the last evaluation names, for a folder whose config.json can't be read; empty without one."""
-    return next((list(line["per_class_accuracy"]) for line in reversed(lines) if "per_class_accuracy" in line), [])
+    evaluated = (line for line in reversed(lines) if line["kind"] != "train")
+    return next((list(line["per_class_accuracy"]) for line in evaluated if "per_class_accuracy" in line), [])
 
 
 def class_rows(counts: Counts, classes: Sequence[str]) -> list[ClassRow]:
@@ -111,12 +113,12 @@ def tiles(record: RunRecord, published: float | None) -> list[Tile]:
     return [*found, *_gap(lines), *_progress(record, best)]
 
 
-def _interval(result: dict[str, Any]) -> str:
+def _interval(result: Result) -> str:
     low, high, _ = wilson_interval(result["accuracy"], result["num_images"])
     return f"95 % interval {100 * low:.2f} to {100 * high:.2f} %, {result['num_images']:,} images"
 
 
-def _gap(lines: Sequence[dict[str, Any]]) -> list[Tile]:
+def _gap(lines: Sequence[Line]) -> list[Tile]:
     curve = curves.points(lines)
     if not curve or curve[-1].gap is None:
         return []
@@ -126,15 +128,15 @@ def _gap(lines: Sequence[dict[str, Any]]) -> list[Tile]:
     return [Tile("generalisation gap", value, f"training minus validation accuracy; {where}")]
 
 
-def _progress(record: RunRecord, best: dict[str, Any] | None) -> list[Tile]:
-    summary, last = record.summary, record.lines[-1] if record.lines else {}
+def _progress(record: RunRecord, best: EvalLine | None) -> list[Tile]:
+    summary, last = record.summary, record.lines[-1] if record.lines else None
     found = []
     best_step = summary.get("best_step") or (best and best["step"])
-    if (step := summary.get("step", last.get("step"))) is not None:
+    if (step := summary.get("step", last and last["step"])) is not None:
         total = f" of {summary['total_steps']:,}" if "total_steps" in summary else ""
-        done = f"{step:,}{total} steps done, {summary.get('epoch', last.get('epoch')):.4g} epochs"
+        done = f"{step:,}{total} steps done, {summary.get('epoch', last and last['epoch']):.4g} epochs"
         found.append(Tile("best step", "–" if best_step is None else f"{best_step:,}", done))
-    if seconds := summary.get("seconds", last.get("seconds")):
+    if seconds := summary.get("seconds", last and last["seconds"]):
         speeds = [line["images_per_second"] for line in record.lines if line["kind"] == "train"]
         note = f"{np.median(speeds):,.0f} images/s, the median" if speeds else ""
         found.append(Tile("training time", clock(seconds), note))

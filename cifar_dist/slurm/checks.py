@@ -12,7 +12,7 @@ from cifar_dist.data.cache import VERSION
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import check_batch
 from cifar_dist.options import resolve_train_config
-from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.repeats import without
 from cifar_dist.slurm import sbatch
 from cifar_dist.sweep.study import check_record
@@ -103,9 +103,9 @@ def check_run(options: SubmitOptions, given: dict[str, Any]) -> tuple[str, Train
     config = resolve_train_config(given)
     if config.output_dir:
         path = Path(config.output_dir)
-        if (RunFolder(path).read_json(SUMMARY_FILE) or {}).get("status") == "finished":
+        if (RunFolder(path).summary() or {}).get("status") == "finished":
             raise UserError(f"the run in {path} is finished, so nothing is left to do; use another --output-dir")
-        if recorded := RunFolder(path).read_json(CONFIG_FILE):
+        if recorded := RunFolder(path).config():
             config = recorded_config(recorded, config, given, path)
     if "/" in config.data and not Path(config.data).is_dir() and not options.data_on_nodes:
         raise UserError(

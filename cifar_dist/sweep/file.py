@@ -7,13 +7,13 @@ from typing import Any, Literal, get_origin, get_type_hints
 import yaml
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.errors import UserError, unknown
-from cifar_dist.sweep.space import DISTRIBUTIONS, USUAL_METRIC, Metric, Parameter, Sweep
+from cifar_dist.errors import UserError, lookup, unknown
+from cifar_dist.record.metric import METRICS, Metric
+from cifar_dist.sweep.space import DISTRIBUTIONS, USUAL_METRIC, Parameter, Sweep
 
 KEYS = ("program", "name", "description", "project", "entity", "method", "metric", "parameters", "run_cap", "command")
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "q")
 MACROS = ("${env}", "${interpreter}", "${program}", "${args}", "${args_no_boolean_flags}")
-METRICS = tuple(f"{split}/{key}" for split in ("val", "test") for key in ("accuracy", "loss", "top2_accuracy"))
 SHAPES = {"constant": "value", "categorical": "values"}  # what gives a distribution; the others: min and max
 SWEEPS_OWN = ("output_dir", "resume")
 OPTIONS = {name: kind for name, kind in get_type_hints(TrainConfig).items() if name not in SWEEPS_OWN}
@@ -41,7 +41,7 @@ def _sweep(content: Any) -> Sweep:
     return Sweep(
         method,
         _parameters(content.get("parameters"), method),
-        _metric(content["metric"]) if "metric" in content else USUAL_METRIC,
+        *(_metric(content["metric"]) if "metric" in content else (Sweep.metric, Sweep.goal)),
         cap,
         str(content.get("program", Sweep.program)),
         _command(content["command"]) if "command" in content else Sweep.command,
@@ -56,15 +56,14 @@ def _method(name: Any) -> Literal["grid", "random"]:
     return name
 
 
-def _metric(content: Any) -> Metric:
+def _metric(content: Any) -> tuple[Metric, Literal["maximize", "minimize"]]:
     _check_mapping(content, "metric", "{name: val/accuracy, goal: maximize}")
-    _check_keys(content, Metric._fields, "key of metric")
+    _check_keys(content, ("name", "goal"), "key of metric")
     name, goal = str(content.get("name", USUAL_METRIC.name)), content.get("goal")
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
+    metric = lookup(METRICS, name, "metric")
     if goal not in ("maximize", "minimize"):  # W&B's default is to minimize, an accuracy too
         raise UserError(f"goal of metric {name} must be maximize or minimize, got {goal}")
-    return Metric(name, goal)
+    return metric, goal
 
 
 def _command(content: Any) -> tuple[str, ...]:

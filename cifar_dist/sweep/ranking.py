@@ -1,12 +1,11 @@
-"""The runs of a sweep in groups of the same options, the best first. Pure functions."""
+"""The candidates of a sweep, each with its runs, the best first. Pure functions."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import NamedTuple
 
-from cifar_dist.record.repeats import REPEATS, Point, as_text, without
+from cifar_dist.record.repeats import REPEATS, Point, as_text, mean_of, std_of, without
 
 
 class Result(NamedTuple):
@@ -18,8 +17,8 @@ class Result(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but seed and fold."""
+class Candidate:
+    """A choice of options: its runs differ in nothing but seed and fold."""
 
     indices: tuple[int, ...]
     options: Point  # those of its first run, without seed and fold
@@ -32,34 +31,34 @@ class Group:
 
     @property
     def mean(self) -> float | None:
-        return fmean(self.values) if self.values else None
+        return mean_of(self.values)
 
     @property
     def std(self) -> float | None:
         """The sample standard deviation."""
-        return stdev(self.values) if len(self.values) > 1 else None
+        return std_of(self.values)
 
     def counts(self) -> dict[str, int]:
         """Return how many runs have each status."""
         return dict(Counter(result.status for result in self.results))
 
 
-def rank(runs: Sequence[Point], results: Sequence[Result], goal: str) -> list[Group]:
-    """Return the groups, the best first, those that have unfinished runs last, in their own order."""
+def rank(runs: Sequence[Point], results: Sequence[Result], goal: str) -> list[Candidate]:
+    """Return the candidates, the best first, those that have unfinished runs last, in their own order."""
     members: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
         members.setdefault(as_text(without(run, REPEATS)), []).append(index)
-    groups = [_group(indices, runs, results) for indices in members.values()]
+    candidates = [_candidate(indices, runs, results) for indices in members.values()]
     best_first = sorted(
-        (group for group in groups if group.complete),
-        key=lambda group: (group.mean or 0.0) * (-1 if goal == "maximize" else 1),
+        (candidate for candidate in candidates if candidate.complete),
+        key=lambda candidate: (candidate.mean or 0.0) * (-1 if goal == "maximize" else 1),
     )
-    return best_first + [group for group in groups if not group.complete]
+    return best_first + [candidate for candidate in candidates if not candidate.complete]
 
 
-def _group(indices: list[int], runs: Sequence[Point], results: Sequence[Result]) -> Group:
+def _candidate(indices: list[int], runs: Sequence[Point], results: Sequence[Result]) -> Candidate:
     different = {as_text(runs[i]): results[i].value for i in indices}
-    return Group(
+    return Candidate(
         tuple(indices),
         without(runs[indices[0]], REPEATS),
         tuple(results[i] for i in indices),

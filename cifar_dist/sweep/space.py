@@ -5,7 +5,7 @@ from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
@@ -13,25 +13,10 @@ import torch
 from cifar_dist.errors import UserError
 from cifar_dist.options import to_words
 from cifar_dist.randomness import Purpose, random_bits
+from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.record.repeats import Point
 
-
-class Metric(NamedTuple):
-    """What runs are ranked by: a number of summary.json."""
-
-    name: str = "val/accuracy"
-    goal: Literal["maximize", "minimize"] = "maximize"
-
-    @property
-    def split(self) -> str:
-        return self.name.partition("/")[0]
-
-    @property
-    def key(self) -> str:
-        return self.name.partition("/")[2]
-
-
-USUAL_METRIC = Metric()
+USUAL_METRIC = METRICS["val/accuracy"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +84,14 @@ class Sweep:
     method: Literal["grid", "random"]
     parameters: dict[str, Parameter]  # by field of TrainConfig, in the order of the file
     metric: Metric = USUAL_METRIC
+    goal: Literal["maximize", "minimize"] = "maximize"
     run_cap: int | None = None
     program: str = "train.py"
     command: tuple[str, ...] = ("${interpreter}", "${program}", "${args}")
+
+    def metric_record(self) -> dict[str, str]:
+        """Return what runs are ranked by, as W&B writes it."""
+        return {"name": self.metric.name, "goal": self.goal}
 
     def command_line(self, point: Point, interpreter: str, program: str) -> list[str]:
         """Return the command with its macros filled in. Unlike W&B's, ours never leave out what is false: it is --no-x."""

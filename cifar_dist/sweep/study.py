@@ -22,8 +22,8 @@ from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.record.repeats import Point, varying
 from cifar_dist.runtime.launch import default_threads
 from cifar_dist.sweep.ranking import Result
-from cifar_dist.sweep.space import Metric, Sweep
-from cifar_dist.text import clock, option_text, percent
+from cifar_dist.sweep.space import Sweep
+from cifar_dist.text import clock, option_text
 from cifar_dist.training.resume import lock
 
 RUNS_FILE = "sweep.json"
@@ -60,7 +60,7 @@ class Study:
         except UserError:  # train.py says what to do about it
             summary = {"status": "damaged"}
         measured = summary.get(self.sweep.metric.split) if summary["status"] == "finished" else None
-        value = measured[self.sweep.metric.key] if measured else None
+        value = self.sweep.metric.of(measured) if measured else None
         return Result(summary["status"], value, bool(summary.get("synthetic")))
 
 
@@ -86,7 +86,7 @@ def record(study: Study) -> None:
     held = lock(study.folder, timeout_s=60)  # the tasks of a job array start at once
     try:
         if check_record(study) < len(study.runs):
-            content = {"metric": study.sweep.metric._asdict(), "runs": study.runs}
+            content = {"metric": study.sweep.metric_record(), "runs": study.runs}
             RunFolder(study.folder).write_json(RUNS_FILE, content)
     finally:
         held.release()
@@ -139,7 +139,7 @@ class Runner:
         metric, log = self.study.sweep.metric, self.study.log(index)
         if outcome == FINISHED:
             self.console.say(
-                f"run {index:04d} finished {when}: {what}  {metric.name} {shown(metric, result.value)}", "green"
+                f"run {index:04d} finished {when}: {what}  {metric.name} {metric.text(result.value)}", "green"
             )
         elif outcome == INTERRUPTED:
             self.console.warn(f"run {index:04d} interrupted {when}: {what}")
@@ -174,11 +174,6 @@ def overall(statuses: Sequence[int]) -> int:
     if INTERRUPTED in statuses:
         return INTERRUPTED
     return FAILED if any(statuses) else FINISHED
-
-
-def shown(metric: Metric, value: float | None) -> str:
-    """0.5 -> 50.00% of an accuracy, 0.5000 of a loss."""
-    return percent(value) if value is None or metric.key != "loss" else f"{value:.4f}"
 
 
 def last_line(log: Path) -> str:

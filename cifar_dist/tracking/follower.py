@@ -19,19 +19,20 @@ from typing import Any, Literal
 import psutil
 
 from cifar_dist.files import acquire
-from cifar_dist.record.folder import METRICS_FILE
+from cifar_dist.record.folder import METRICS_FILE, WANDB_LOCK, WEIGHTS_FILE
+from cifar_dist.record.lines import Line
 from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.tracking.link import (
     PROJECT,
-    View,
+    Link,
     client_environment,
     group_name,
     has_key,
-    open_view,
-    read_view,
-    write_view,
+    open_link,
+    read_link,
+    write_link,
 )
-from cifar_dist.tracking.rows import final_row, row
+from cifar_dist.tracking.rows import SIZE, final_row, row
 from cifar_dist.tracking.segments import read_segment
 
 POLL_S = 1.0
@@ -39,7 +40,6 @@ SETTLE_S = 10.0  # the server counts what has arrived only after some seconds
 INIT_TIMEOUT_S = 10.0
 FINISH_TIMEOUT_S = 45.0
 ATTEMPTS = 4
-SENDING_LOCK = ".wandb.lock"
 HERE = Path()  # the run folder, wherever it is moved
 OUTSIDE = dict(os.environ)  # before the client adds to it
 
@@ -51,7 +51,7 @@ class Record:
         self.path = path
         self.offset = 0
 
-    def new_lines(self) -> Iterator[dict[str, Any]]:
+    def new_lines(self) -> Iterator[Line]:
         """Yield the whole lines that were added since the last call."""
         try:
             with self.path.open("rb") as file:
@@ -75,14 +75,14 @@ def main(argv: list[str]) -> int:
     os.environ.pop("WANDB_MODE", None)  # training has looked at it
     os.environ.update(client_environment(Path.cwd()))
     logging.raiseExceptions = False  # the client's own log may be on a full disk
-    held = acquire(Path(SENDING_LOCK), timeout_s=-1)  # the one of a training that was killed may still be at it
-    view = read_view(HERE) or open_view(HERE)
+    held = acquire(Path(WANDB_LOCK), timeout_s=-1)  # the one of a training that was killed may still be at it
+    link = read_link(HERE) or open_link(HERE)
     try:
-        send(view, mode)
+        send(link, mode)
     except Exception as error:
         print(f"attempt {attempt}: {type(error).__name__}: {error}", flush=True)
-        view.note = f"{type(error).__name__}: {error}"
-        write_view(HERE, view)
+        link.note = f"{type(error).__name__}: {error}"
+        write_link(HERE, link)
         if attempt == ATTEMPTS:
             return 1
         for child in psutil.Process().children(recursive=True):
@@ -94,10 +94,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def send(view: View, mode: str) -> None:
+def send(link: Link, mode: str) -> None:
     """Send the record of a run, from where it was left, until training is gone."""
-    run, sent = start(read_run(Path.cwd()), view, mode)
-    write_view(HERE, view)
+    run, sent = start(read_run(Path.cwd()), link, mode)
+    write_link(HERE, link)
     lines, index, last = Record(Path(METRICS_FILE)), 0, False
     while not last:
         last = trainer_is_gone(POLL_S)
@@ -106,13 +106,13 @@ def send(view: View, mode: str) -> None:
                 run.log(row(line))
             index += 1
     finish(run, read_run(Path.cwd()), has_final_row=sent > index)
-    view.complete = view.mode == "online"
-    write_view(HERE, view)
+    link.complete = link.mode == "online"
+    write_link(HERE, link)
 
 
-def settle(view: View) -> None:
+def settle(link: Link) -> None:
     """Wait until the server has counted all that the segment before sent; else we would send some of it again."""
-    before = Path(view.directories[-1]) / f"run-{view.id}.wandb" if view.directories else None
+    before = Path(link.directories[-1]) / f"run-{link.id}.wandb" if link.directories else None
     if before and before.exists():
         time.sleep(min(max(0.0, before.stat().st_mtime + SETTLE_S - time.time()), SETTLE_S))
 
@@ -122,36 +122,36 @@ def trainer_is_gone(wait_s: float) -> bool:
     return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
 
-def start(record: RunRecord, view: View, mode: str) -> tuple[Any, int]:
+def start(record: RunRecord, link: Link, mode: str) -> tuple[Any, int]:
     """Open the run there, or offline where that can't be; return it and how many rows it has."""
     import wandb
 
-    before = sum(len(read_segment(Path(directory)).rows) for directory in view.directories)
-    view.mode, view.note = "offline", ""
+    before = sum(len(read_segment(Path(directory)).rows) for directory in link.directories)
+    link.mode, link.note = "offline", ""
     if mode != "offline" and not has_key():
-        view.note = "no API key; wandb login stores one"
+        link.note = "no API key; wandb login stores one"
     elif mode != "offline":
-        settle(view)
+        settle(link)
         try:
-            view.mode, run = "online", init(record, view, "online")
+            link.mode, run = "online", init(record, link, "online")
         except Exception as error:
             wandb.teardown()  # else the id is taken
-            view.mode, view.note = "offline", f"{type(error).__name__}: {error}"
-    if view.mode == "offline":
-        run = init(record, view, "offline")
-    view.directories.append(str(Path(run.settings.sync_dir).resolve()))
-    view.url = run.url or view.url
+            link.mode, link.note = "offline", f"{type(error).__name__}: {error}"
+    if link.mode == "offline":
+        run = init(record, link, "offline")
+    link.directories.append(str(Path(run.settings.sync_dir).resolve()))
+    link.url = run.url or link.url
     path = "/".join(filter(None, (run.entity, run.project, run.id)))
-    view.path = max(view.path, path, key=lambda path: path.count("/"))  # offline the entity isn't known
-    return run, run.starting_step if view.mode == "online" else before
+    link.path = max(link.path, path, key=lambda path: path.count("/"))  # offline the entity isn't known
+    return run, run.starting_step if link.mode == "online" else before
 
 
-def init(record: RunRecord, view: View, mode: Literal["online", "offline"]) -> Any:
+def init(record: RunRecord, link: Link, mode: Literal["online", "offline"]) -> Any:
     """Start a segment of the run: the first, or one that goes on with it."""
     import wandb
 
     config = record.config
-    *entity, project = view.path.split("/")[:-1] or [os.environ.get("WANDB_PROJECT", PROJECT)]
+    *entity, project = link.path.split("/")[:-1] or [os.environ.get("WANDB_PROJECT", PROJECT)]
     settings = wandb.Settings(
         init_timeout=INIT_TIMEOUT_S,
         finish_timeout=FINISH_TIMEOUT_S,
@@ -162,7 +162,7 @@ def init(record: RunRecord, view: View, mode: Literal["online", "offline"]) -> A
     run = wandb.init(
         entity=entity[0] if entity else None,
         project=project,
-        id=view.id,
+        id=link.id,
         resume="allow",
         mode=mode,
         name=record.name,
@@ -172,7 +172,8 @@ def init(record: RunRecord, view: View, mode: Literal["online", "offline"]) -> A
         notes=config["wandb_notes"],
         settings=settings,
     )
-    run.config.update({**config, "dataset": record.dataset, "start": record.starts[-1]}, allow_val_change=True)
+    size = {name: record.summary.get(name) for name in SIZE}
+    run.config.update({**config, "dataset": record.dataset, "start": record.starts[-1], **size}, allow_val_change=True)
     run.define_metric("global_step", hidden=True)
     run.define_metric("*", step_metric="global_step")
     return run
@@ -186,7 +187,7 @@ def finish(run: Any, record: RunRecord, *, has_final_row: bool) -> None:
         run.log(final_row(record))
     if record.status == "finished" and record.config["wandb_weights"]:
         weights = wandb.Artifact(f"{record.name}-weights", type="model", metadata={"test": record.summary["test"]})
-        weights.add_file(str(record.path / "model.safetensors"))
+        weights.add_file(str(record.path / WEIGHTS_FILE))
         run.log_artifact(weights)
     for name in ("status", "best_step", "generalisation_gap"):
         run.summary[name] = record.summary.get(name)

@@ -18,14 +18,14 @@ from zlib import crc32
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
+from cifar_dist.record.folder import LINK_FILE
 
-VIEW_FILE = "wandb.json"
 PROJECT = "cifar_dist"
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
 @dataclass
-class View:
+class Link:
     """The run's identity there, and how far it was sent."""
 
     id: str
@@ -37,25 +37,25 @@ class View:
     complete: bool = False  # the server has all of the record
 
 
-def read_view(folder: Path) -> View | None:
+def read_link(folder: Path) -> Link | None:
     """Return what the run folder says; None where it says nothing that can be read."""
     with suppress(OSError, ValueError, TypeError):
-        content = json.loads((folder / VIEW_FILE).read_bytes())
-        return View(**{f.name: content[f.name] for f in fields(View) if f.name in content})
+        content = json.loads((folder / LINK_FILE).read_bytes())
+        return Link(**{f.name: content[f.name] for f in fields(Link) if f.name in content})
     return None
 
 
-def write_view(folder: Path, view: View) -> None:
-    write_atomically(folder / VIEW_FILE, json.dumps(asdict(view), indent=1).encode() + b"\n")
+def write_link(folder: Path, link: Link) -> None:
+    write_atomically(folder / LINK_FILE, json.dumps(asdict(link), indent=1).encode() + b"\n")
 
 
-def open_view(folder: Path) -> View:
-    """Return the run's view, with a new id if it has none. One that goes on keeps its id, and so stays one run."""
+def open_link(folder: Path) -> Link:
+    """Return the run's link, with a new id if it has none. One that goes on keeps its id, and so stays one run."""
     agents = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    view = read_view(folder) or View(agents or _new_id())
-    view.mode, view.note, view.complete = "", "", False
-    write_view(folder, view)
-    return view
+    link = read_link(folder) or Link(agents or _new_id())
+    link.mode, link.note, link.complete = "", "", False
+    write_link(folder, link)
+    return link
 
 
 def _new_id() -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from cifar_dist.console import Console
-from cifar_dist.tracking.link import Mode, View, open_view, read_view
+from cifar_dist.record.folder import WANDB_LOG
+from cifar_dist.tracking.link import Link, Mode, open_link, read_link
 
-LOG_FILE = "wandb.log"
 PATIENCE_S = 3.0  # before we say what we are waiting for
 PACKAGE_PARENT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def start_follower(folder: Path, mode: str, stdin: int) -> "subprocess.Popen[byt
     paths = filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "cifar_dist.tracking.follower", str(folder.resolve()), mode]
-    with (folder / LOG_FILE).open("ab") as log:
+    with (folder / WANDB_LOG).open("ab") as log:
         return subprocess.Popen(
             command, stdin=stdin, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -47,8 +47,8 @@ def kill_tree(pid: int) -> None:
                 one.kill()
 
 
-def reason(view: View | None) -> str:
-    return f" ({view.note})" if view and view.note else ""
+def reason(link: Link | None) -> str:
+    return f" ({link.note})" if link and link.note else ""
 
 
 class Tracker:
@@ -61,17 +61,17 @@ class Tracker:
         if mode == "disabled":
             return
         try:
-            open_view(folder)
+            open_link(folder)
             self.process = start_follower(folder, mode, stdin=subprocess.PIPE)
         except OSError as error:
             console.warn(f"no Weights & Biases: {error}")
 
     def tell(self) -> None:
         """Say once where the run is shown online, as soon as that is known."""
-        view = None if self.told or not self.process else read_view(self.folder)
-        if view and view.mode == "online":
+        link = None if self.told or not self.process else read_link(self.folder)
+        if link and link.mode == "online":
             self.told = True
-            self.console.say(f"Weights & Biases: {view.url}")
+            self.console.say(f"Weights & Biases: {link.url}")
 
     def finish(self, timeout_s: float, impatient: Callable[[], bool] = lambda: False) -> None:
         """Let it send what is left, for at most `timeout_s` or until somebody is `impatient`, and say what became of it."""
@@ -90,17 +90,17 @@ class Tracker:
             self.process.wait()
         self.tell()
         self.process = None
-        log = self.folder / LOG_FILE
+        log = self.folder / WANDB_LOG
         if log.exists() and not log.stat().st_size:
             log.unlink()
         self._say_what_is_left()
 
     def _say_what_is_left(self) -> None:
-        view = read_view(self.folder)
+        link = read_link(self.folder)
         sync = f"python -m cifar_dist sync {shlex.quote(str(self.folder))}"
-        if view and view.complete:
+        if link and link.complete:
             return
-        if view and view.mode == "online":
-            self.console.warn(f"Weights & Biases has not all of it; {sync} sends the rest" + reason(view))
+        if link and link.mode == "online":
+            self.console.warn(f"Weights & Biases has not all of it; {sync} sends the rest" + reason(link))
         else:
-            self.console.say(f"Weights & Biases: offline; {sync} uploads it" + reason(view))
+            self.console.say(f"Weights & Biases: offline; {sync} uploads it" + reason(link))

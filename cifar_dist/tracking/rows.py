@@ -2,32 +2,38 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from cifar_dist.record.folder import PLOTS
+from cifar_dist.record.lines import DatasetRecord, Kind, Line
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord
 
-KINDS = ("train", "val", "test")
+KINDS: tuple[Kind, ...] = ("train", "val", "test")
 WHERE = ("epoch", "samples", "seconds")
+OUTSIDE = (*WHERE, "kind", "step", "num_images")  # of a line's values, not under its kind
+CLASS = "class/"
+SIZE = ("total_steps", "macs_per_sample")  # of summary.json, beside the options in the configuration there
 
 
-def row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of one line: {"kind": "val", "step": 7, "loss": 1.5, ...} -> {"global_step": 7, "val/loss": 1.5, ...}."""
-    content: dict[str, Any] = {"global_step": line["step"], **{name: line[name] for name in WHERE}}
-    for name, value in line.items():
-        if name == "per_class_accuracy":
-            content |= {f"{line['kind']}/class/{label}": share for label, share in value.items()}
-        elif name not in (*WHERE, "kind", "step", "num_images") and value is not None:
-            content[f"{line['kind']}/{name}"] = value
-    return content
+def row(line: Line) -> dict[str, Any]:
+    """Return the row of one line: {"kind": "val", "step": 7, "loss": 1.5, ...} -> {"global_step": 7, "val/loss": 1.5, ...}.
+
+    `to_line` is its inverse. None goes without saying, and a number of images is the data set's.
+    """
+    kind, values = line["kind"], {name: value for name, value in line.items() if name not in OUTSIDE}
+    classes = cast(dict[str, float | None], values.pop("per_class_accuracy", {}))
+    content: dict[str, Any] = {"global_step": line["step"], **{name: cast(Any, line)[name] for name in WHERE}}
+    content |= {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+    return content | {f"{kind}/{CLASS}{label}": share for label, share in classes.items()}
 
 
-def to_line(row: Mapping[str, Any], kind: str, dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+def to_line(row: Mapping[str, Any], kind: Kind, dataset: DatasetRecord) -> Line | None:
     """Return what the row says of `kind`, as a line of metrics.jsonl; None if nothing."""
     values = {key.removeprefix(f"{kind}/"): _number(value) for key, value in row.items() if key.startswith(f"{kind}/")}
     if "global_step" not in row or (values.get("loss") is None and values.get("accuracy") is None):
         return None
-    logged = {key.removeprefix("class/"): values.pop(key) for key in list(values) if key.startswith("class/")}
+    logged = {key.removeprefix(CLASS): values.pop(key) for key in list(values) if key.startswith(CLASS)}
     classes = {name: logged.get(name) for name in dataset.get("classes", logged)}  # in the order of the labels
     where = {key: _number(row.get(key)) for key in WHERE}
     line: dict[str, Any] = {
@@ -40,7 +46,7 @@ def to_line(row: Mapping[str, Any], kind: str, dataset: Mapping[str, Any]) -> di
     }
     if kind != "train":
         line |= {"num_images": dataset.get(kind), "per_class_accuracy": classes}
-    return line
+    return cast(Line, line)
 
 
 def _number(value: Any) -> float | None:
@@ -53,7 +59,7 @@ def final_row(record: RunRecord) -> dict[str, Any]:
     import wandb
 
     content: dict[str, Any] = {"global_step": record.lines[-1]["step"]}
-    for picture in sorted((record.path / "plots").glob("*.png")):
+    for picture in sorted((record.path / PLOTS).glob("*.png")):
         content[f"pictures/{picture.stem}"] = wandb.Image(str(picture))
     if predictions := read_predictions(record.path):
         classes = record.dataset["classes"]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from cifar_dist.errors import UserError
+from cifar_dist.record.lines import DatasetRecord, Line, Summary
 from cifar_dist.record.reader import RunRecord, Status
-from cifar_dist.tracking.rows import KINDS, to_line
+from cifar_dist.tracking.rows import KINDS, SIZE, to_line
 
 WRITING_S = (
     600.0  # a run that has not ended, nor written for as long, was killed: the same as `wandb leet --follow` waits
@@ -75,6 +76,7 @@ def read_wandb_run(folders: Sequence[Path]) -> WandbRecord:
         name: value for segment in segments for name, value in segment.config.items() if not name.startswith("_wandb")
     }
     dataset, start = config.pop("dataset", {}), config.pop("start", None)
+    summary = cast(Summary, {name: config.pop(name) for name in SIZE if name in config})
     ended: Status = "broken" if problem else status(segments[-1], log_file(folders[-1]))
     return WandbRecord(
         path=folders[-1],
@@ -83,6 +85,7 @@ def read_wandb_run(folders: Sequence[Path]) -> WandbRecord:
         config=config,
         dataset=dataset,
         starts=[start] if start else [],
+        summary=summary,
         lines=merge(segments, dataset),
         display_name=next((segment.name for segment in reversed(segments) if segment.name), ""),
     )
@@ -141,9 +144,9 @@ def take(segment: Segment, kind: str, content: Mapping[str, Any]) -> None:
             segment.exit_code = content.get("exit_code", 0)
 
 
-def merge(segments: Iterable[Segment], dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
+def merge(segments: Iterable[Segment], dataset: DatasetRecord) -> list[Line]:
     """Return the rows as lines of metrics.jsonl, in its order. The last row of a step wins: a later start repeats some."""
-    lines: dict[tuple[bool, int, str], dict[str, Any]] = {}
+    lines: dict[tuple[bool, int, str], Line] = {}
     for segment in segments:
         for row in segment.rows:
             for kind in KINDS:

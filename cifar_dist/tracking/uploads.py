@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist.files import acquire
-from cifar_dist.record.folder import in_use
+from cifar_dist.record.folder import CHECKPOINTS, LINK_FILE, PLOTS, WANDB_LOCK, in_use
 from cifar_dist.record.reader import read_run
-from cifar_dist.tracking.follower import SENDING_LOCK, SETTLE_S
-from cifar_dist.tracking.link import PROJECT, VIEW_FILE, client_environment, read_view, write_view
+from cifar_dist.tracking.follower import SETTLE_S
+from cifar_dist.tracking.link import PROJECT, client_environment, read_link, write_link
 from cifar_dist.tracking.process import follow
 from cifar_dist.tracking.segments import Segment, read_segment, run_id
 
 SYNC_TIMEOUT_S = 300.0  # of one folder; in an outage wandb sync waits for ever
 OFFLINE = "offline-run-"
-SKIPPED = ("checkpoints", "plots", "files", "logs", "tmp")  # folders with no run in them
+SKIPPED = (CHECKPOINTS, PLOTS, "files", "logs", "tmp")  # folders with no run in them
 
 
 class UploadError(RuntimeError):
@@ -52,10 +52,10 @@ def find_uploads(paths: Iterable[Path]) -> list[Upload]:
         for root, names, files in os.walk(path):
             folder = Path(root)
             names[:] = sorted(name for name in names if name not in SKIPPED)
-            view = read_view(folder) if VIEW_FILE in files else None
-            if view:
-                upload = Upload(view.id, folder, [Path(directory) for directory in view.directories])
-                folders[folder.resolve()] = uploads[view.id] = upload
+            link = read_link(folder) if LINK_FILE in files else None
+            if link:
+                upload = Upload(link.id, folder, [Path(directory) for directory in link.directories])
+                folders[folder.resolve()] = uploads[link.id] = upload
             elif folder.name.startswith(OFFLINE):
                 loose.append(folder)
     for directory in sorted(loose):  # by their time
@@ -68,16 +68,16 @@ def find_uploads(paths: Iterable[Path]) -> list[Upload]:
 
 def send_upload(upload: Upload, server: "Server") -> str:
     """Bring all of a run to the server; returns what was done, raises `UploadError`."""
-    view = read_view(upload.folder) if upload.folder else None
+    link = read_link(upload.folder) if upload.folder else None
     if upload.folder and in_use(upload.folder):
         return "is still running; left alone"
     segments = {directory: read_segment(directory) for directory in upload.directories if directory.is_dir()}
-    path = view.path if view and view.path else run_path(upload.id, [*segments.values()])
+    path = link.path if link and link.path else run_path(upload.id, [*segments.values()])
     there, before = server.rows(path), 0
     if upload.folder and there == expected_rows(upload.folder):
         segments = {}
     # A killed training's own process may still be sending.
-    held = acquire(upload.folder / SENDING_LOCK, timeout_s=-1) if upload.folder else None
+    held = acquire(upload.folder / WANDB_LOCK, timeout_s=-1) if upload.folder else None
     try:
         for directory, segment in segments.items():
             rows = len(segment.rows)
@@ -91,15 +91,15 @@ def send_upload(upload: Upload, server: "Server") -> str:
     expected = expected_rows(upload.folder) if upload.folder else before
     if upload.folder and there < expected:
         follow(upload.folder, "online")
-        view = read_view(upload.folder) or view
-        path = view.path if view and view.path else path
+        link = read_link(upload.folder) or link
+        path = link.path if link and link.path else path
         there = server.wait_for_rows(path, expected)
     if there < expected:
         raise UploadError(f"the server has {there} of {expected} rows")
     url = server.url(path)
-    if upload.folder and view:
-        view.mode, view.note, view.complete, view.url = "online", "", True, url
-        write_view(upload.folder, view)
+    if upload.folder and link:
+        link.mode, link.note, link.complete, link.url = "online", "", True, url
+        write_link(upload.folder, link)
     return f"{there} rows, all there: {url}"
 
 

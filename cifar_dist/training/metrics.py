@@ -1,15 +1,14 @@
 """Exact metrics: integer counts and float64 sums, added over batches and ranks, divided only at the very end."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cifar_dist.inputs.labels import Labels, count_correct, join_labels
+from cifar_dist.record.lines import CountedResult, Counts, Result
 
 
 class TrainSums:
@@ -103,7 +102,8 @@ class EvalResult:
         totals, correct = self.confusion.sum(dim=1).tolist(), self.confusion.diagonal().tolist()
         return [c / n if n else None for c, n in zip(correct, totals, strict=True)]
 
-    def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
+    def to_dict(self, classes: tuple[str, ...]) -> Result:
+        """Return what is recorded of it."""
         return {
             "accuracy": self.accuracy,
             "top2_accuracy": self.top2_accuracy,
@@ -112,12 +112,13 @@ class EvalResult:
             "per_class_accuracy": dict(zip(classes, self.per_class_accuracy(), strict=True)),
         }
 
-    def counts(self) -> dict[str, Any]:
-        """Return the integers that everything derives from, JSON-ready."""
-        return {"confusion_matrix": self.confusion.tolist(), "second_guess_correct": self.second.tolist()}
+    def counted(self, classes: tuple[str, ...]) -> CountedResult:
+        """Return the same with the integers that everything derives from."""
+        counts: Counts = {"confusion_matrix": self.confusion.tolist(), "second_guess_correct": self.second.tolist()}
+        return {**self.to_dict(classes), **counts}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "EvalResult":
-        """Rebuild a result from its `to_dict` and `counts`."""
-        confusion, second = (torch.tensor(record[name]) for name in ("confusion_matrix", "second_guess_correct"))
+    def from_record(cls, record: CountedResult) -> "EvalResult":
+        """Rebuild a result from what `counted` gave."""
+        confusion, second = torch.tensor(record["confusion_matrix"]), torch.tensor(record["second_guess_correct"])
         return cls(confusion, second, record["loss"] * record["num_images"])

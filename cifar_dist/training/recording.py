@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from cifar_dist.console import Console
 from cifar_dist.data import Split
 from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
-from cifar_dist.record.folder import RunFolder
+from cifar_dist.record.folder import TRAINING_FILE, WEIGHTS_FILE, RunFolder
+from cifar_dist.record.lines import EvalLine, TrainLine
 from cifar_dist.runtime.collectives import on_main, sum_across_ranks
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.evaluation import eval_blocks, evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
-from cifar_dist.training.state import TRAINING_FILE, WEIGHTS_FILE, snapshot, to_bytes
+from cifar_dist.training.state import snapshot, to_bytes
 from cifar_dist.training.stopwatch import Stopwatch
 from cifar_dist.training.weights import describe_weights, pack_weights
 
@@ -43,18 +44,19 @@ def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
     count = samples_before(progress.step) - samples_before(progress.logged_step)
     progress.logged_step = progress.step
     images_per_s = run.stopwatch.lap(samples_before(progress.step))
-    accuracy = None if math.isnan(correct) else correct / count  # a map predicts nothing while it trains
     progress.seconds += run.stopwatch.elapsed_since_last_read()
-    line = metrics_line(
-        trainer,
-        "train",
-        progress.step,
-        loss=loss_sum / count,
-        accuracy=accuracy,
-        lr=lr,
-        gradient_norm=None if gradient_norm is None else finite(gradient_norm.item()),
-        images_per_second=images_per_s,
-    )
+    line: TrainLine = {
+        "kind": "train",
+        "step": progress.step,
+        "epoch": progress.step / trainer.plan.steps_per_epoch,
+        "samples": samples_before(progress.step),
+        "loss": loss_sum / count,
+        "accuracy": None if math.isnan(correct) else correct / count,  # a map predicts nothing while it trains
+        "lr": lr,
+        "gradient_norm": None if gradient_norm is None else finite(gradient_norm.item()),
+        "images_per_second": images_per_s,
+        "seconds": round(progress.seconds, 3),
+    }
     samples_left = samples_before(trainer.plan.total_steps) - line["samples"]
     on_main(lambda: run.folder.append_metrics(line))
     run.console.train_line(line, trainer.plan.total_steps, samples_left / images_per_s)
@@ -83,7 +85,7 @@ def validate(run: Run) -> None:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(trainer.dataset.classes)
     progress.seconds += run.stopwatch.elapsed_since_last_read()
-    line = metrics_line(trainer, "val", progress.step, **result.to_dict(trainer.dataset.classes))
+    line = result_line(trainer, "val", progress.step, result)
 
     def write() -> tuple[float | None, str | None]:
         run.folder.append_metrics(line)
@@ -119,11 +121,16 @@ def save_checkpoint(run: Run) -> None:
         on_main(write)
 
 
-def metrics_line(trainer: Trainer, kind: str, step: int, **values: Any) -> dict[str, Any]:
-    """Return one line of metrics.jsonl about the weights after `step` steps."""
-    epoch, samples = step / trainer.plan.steps_per_epoch, trainer.plan.samples_before(step)
-    where = {"kind": kind, "step": step, "epoch": epoch, "samples": samples}
-    return {**where, **values, "seconds": round(trainer.state.progress.seconds, 3)}
+def result_line(trainer: Trainer, kind: Literal["val", "test"], step: int, result: EvalResult) -> EvalLine:
+    """Return the line of metrics.jsonl about a result of the weights after `step` steps."""
+    return {
+        "kind": kind,
+        "step": step,
+        "epoch": step / trainer.plan.steps_per_epoch,
+        "samples": trainer.plan.samples_before(step),
+        **result.to_dict(trainer.dataset.classes),
+        "seconds": round(trainer.state.progress.seconds, 3),
+    }
 
 
 def keep_predictions(run: Run, name: str, split: Split, step: int, result: EvalResult) -> None:

@@ -13,19 +13,30 @@ from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
 from cifar_dist.files import acquire, write_atomically
 from cifar_dist.record import checkpoint
-from cifar_dist.record.folder import CONFIG_FILE, LOCK_FILE, PAGE_FILE, SUMMARY_FILE, RunFolder, predictions_file
-from cifar_dist.tracking.link import VIEW_FILE
-from cifar_dist.training.state import WEIGHTS_FILE
+from cifar_dist.record.folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    LINK_FILE,
+    LOCK_FILE,
+    PAGE_FILE,
+    PLOTS,
+    SUMMARY_FILE,
+    WANDB_LOG,
+    WEIGHTS_FILE,
+    RunFolder,
+    predictions_file,
+)
+from cifar_dist.record.lines import ConfigRecord, Summary
 
 THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
 
 NOT_COPIED = (
     ".*",
     SUMMARY_FILE,
-    VIEW_FILE,
+    LINK_FILE,
     PAGE_FILE,
-    "wandb.log",
-    "plots",
+    WANDB_LOG,
+    PLOTS,
     predictions_file("*"),
 )  # another run makes its own
 
@@ -36,9 +47,9 @@ class Opening:
 
     path: Path
     config: TrainConfig
-    recorded: dict[str, Any] | None = None  # config.json of the run that goes on
+    recorded: ConfigRecord | None = None  # config.json of the run that goes on
     saved: checkpoint.Checkpoint | None = None
-    summary: dict[str, Any] | None = None  # of a run that is already finished
+    summary: Summary | None = None  # of a run that is already finished
     notes: list[str] = field(default_factory=list)
 
 
@@ -103,7 +114,7 @@ def fork(source: Path, step: int | None, path: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
     if step is not None:
-        checkpoint.discard_after(partial / "checkpoints", step)
+        checkpoint.discard_after(partial / CHECKPOINTS, step)
     partial.rename(path)
 
 
@@ -122,7 +133,7 @@ def read_folder(path: Path, config: TrainConfig) -> Opening:
     """Load the newest whole checkpoint, where there is one."""
     folder = RunFolder(path)
     opening = Opening(path, config)
-    summary = folder.read_json(SUMMARY_FILE)
+    summary = folder.summary()
     if summary and summary.get("status") == "finished":
         opening.summary = summary
     else:
@@ -136,13 +147,11 @@ def read_folder(path: Path, config: TrainConfig) -> Opening:
         if opening.saved:
             opening.notes.append(f"going on from step {opening.saved.step} of {path}")
     if opening.saved or opening.summary:
-        opening.recorded = folder.read_json(CONFIG_FILE)
+        opening.recorded = folder.config()
     return opening
 
 
-def recorded_config(
-    recorded: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any], path: Path
-) -> TrainConfig:
+def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
     """Return the configuration the run was started with, under the options given now, where those may change."""
     old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
     # auto: whatever was taken then.

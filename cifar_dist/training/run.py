@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, Unpack
 
 from filelock import FileLock
 
@@ -16,17 +16,19 @@ from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.environment import environment
-from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
+from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.tracking.link import resolve_mode
-from cifar_dist.training.build import build, fit_to_images
+from cifar_dist.training.build import Trainer, build, fit_to_images
+from cifar_dist.training.compute import macs_per_sample
 from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
-from cifar_dist.training.recording import Run, keep_predictions, metrics_line
+from cifar_dist.training.recording import Run, keep_predictions, result_line
 from cifar_dist.training.resume import Opening, is_whole, open_folder, take_over
-from cifar_dist.training.state import TRAINING_FILE, WEIGHTS_FILE, Progress, restore
+from cifar_dist.training.state import Progress, restore
 from cifar_dist.training.views import Views
 from cifar_dist.training.weights import unpack_weights
 
@@ -68,7 +70,7 @@ def train_and_test(
         stopped = train(run, views.refresh if views else None)
         console.stop_progress()
         if stopped:
-            summarise(run, "interrupted", signal=stopped.name)
+            summarise(run, status="interrupted", signal=stopped.name)
             console.warn(
                 f"interrupted by {stopped.name} after step {run.trainer.state.progress.step}, which is saved; "
                 f"train.py --resume {opening.path} goes on from there"
@@ -78,7 +80,7 @@ def train_and_test(
     except BaseException as error:
         console.stop_progress()
         with suppress(OSError):  # a full disk has its own message
-            summarise(run, "failed", error=f"{type(error).__name__}: {error}")
+            summarise(run, status="failed", error=f"{type(error).__name__}: {error}")
         if views:
             views.end("failed")
         raise
@@ -122,7 +124,7 @@ def with_recorded_threads(opening: Opening) -> TrainConfig:
     return replace(opening.config, threads=start["threads_per_process"])
 
 
-def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
+def begin_record(run: Run, opening: Opening, here: Start) -> None:
     """Drop what lies after the checkpoint, and add this start to the record. Collective."""
     trainer, progress = run.trainer, run.trainer.state.progress
 
@@ -132,14 +134,13 @@ def begin_record(run: Run, opening: Opening, here: dict[str, Any]) -> None:
             progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
         take_over(run.folder, opening.saved.step if opening.saved else None, progress.best_step)
         starts = opening.recorded["starts"] if opening.recorded else []
-        starts = [*starts, {"from_step": progress.step, **here}]
-        content = {
+        content: ConfigRecord = {
             "config": trainer.config.to_dict(),
             "dataset": describe(trainer.dataset, trainer.splits),
-            "starts": starts,
+            "starts": [*starts, {"from_step": progress.step, **here}],
         }
         run.folder.write_json(CONFIG_FILE, content)
-        run.folder.write_json(SUMMARY_FILE, {"status": "running"})
+        run.folder.write_json(SUMMARY_FILE, {"status": "running", **size_of(trainer)})
         return progress
 
     trainer.state.progress = on_main(write)
@@ -154,17 +155,17 @@ def check_same_data(opening: Opening, dataset: Dataset) -> None:
         )
 
 
-def describe(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+def describe(dataset: Dataset, splits: Splits) -> DatasetRecord:
     return {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "synthetic": dataset.synthetic,
-        "classes": dataset.classes,
+        "classes": list(dataset.classes),
         "train": len(splits.train),
         "val": len(splits.val) if splits.val else 0,
         "test": len(splits.test),
-        "mean": dataset.mean,
-        "std": dataset.std,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
     }
 
 
@@ -185,11 +186,11 @@ def test(run: Run) -> None:
 
     def write() -> None:
         if result:
-            run.folder.append_metrics(metrics_line(trainer, "test", best_step, **result.to_dict(classes)))
+            run.folder.append_metrics(result_line(trainer, "test", best_step, result))
             keep_predictions(run, "test", trainer.splits.test, best_step, result)
         run.folder.sync_metrics()
         write_atomically(run.folder.path / WEIGHTS_FILE, best)
-        summarise(run, "finished", test=result.to_dict(classes) | result.counts() if result else None)
+        summarise(run, status="finished", test=result.counted(classes) if result else None)
 
     on_main(write)
     if result:
@@ -198,21 +199,20 @@ def test(run: Run) -> None:
     run.console.say(f"run folder   {run.folder.path}")
 
 
-def summarise(run: Run, status: str, **more: Any) -> None:
+def summarise(run: Run, **more: Unpack[Summary]) -> None:
     """Write summary.json. Rank 0 only."""
     trainer, progress = run.trainer, run.trainer.state.progress
     if trainer.rank != 0:
         return
     curve = curves.points(run.folder.read_metrics())
     last, opening = curve[-1] if curve else None, curves.gap_opening(curve)
-    summary = {
-        "status": status,
+    summary: Summary = {
         "model": trainer.config.model,
         "recipe": trainer.config.recipe,
         "dataset": trainer.dataset.name,
         "synthetic": trainer.dataset.synthetic,
         "step": progress.step,
-        "total_steps": trainer.plan.total_steps,
+        **size_of(trainer),
         "epoch": progress.step / trainer.plan.steps_per_epoch,
         "seconds": round(progress.seconds, 3),
         "best_step": progress.best_step,
@@ -220,10 +220,16 @@ def summarise(run: Run, status: str, **more: Any) -> None:
         "train": last and {"loss": last.train_loss, "accuracy": last.train_accuracy},
         "generalisation_gap": {"accuracy": last and last.gap, "opens_at_epoch": opening and opening.epoch},
     }
-    run.folder.write_json(SUMMARY_FILE, summary | more)
+    run.folder.write_json(SUMMARY_FILE, {"status": more["status"], **summary, **more})
 
 
-def show_finished(console: Console, path: Path, summary: Mapping[str, Any]) -> None:
+def size_of(trainer: Trainer) -> Summary:
+    """Return how much the whole run is, which whoever compares runs needs before its end."""
+    macs = macs_per_sample(trainer.config, trainer.plan, len(trainer.dataset.classes))
+    return {"total_steps": trainer.plan.total_steps, "macs_per_sample": macs}
+
+
+def show_finished(console: Console, path: Path, summary: Summary) -> None:
     """Show the result of a run that has nothing left to do."""
     if test := summary["test"]:
         title = f"test on {summary['dataset']}, weights of step {summary['best_step']}"

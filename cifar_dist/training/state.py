@@ -15,13 +15,11 @@ from cifar_dist.models.base import Classifier
 from cifar_dist.models.dropout import DropoutMasks
 from cifar_dist.optim.average import Ema
 from cifar_dist.optim.optimizer import build_optimizer, match_layout
+from cifar_dist.record.lines import Result
 from cifar_dist.runtime.batchnorm import RunningStatistics, synchronise
 from cifar_dist.runtime.collectives import gather_rows, rank, world_size
 from cifar_dist.runtime.compiling import compile_model
 from cifar_dist.training.metrics import TrainSums
-
-TRAINING_FILE = "training.pt"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Progress:
     seconds: float = 0.0  # of training, evaluation and checkpoints, over all starts
     best_step: int | None = None
     best_correct: int = -1  # validation images recognised at best_step
-    best_val: dict[str, Any] | None = None
+    best_val: Result | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cifar_dist.data import Split
-from cifar_dist.record.folder import PAGE_FILE
+from cifar_dist.record.folder import PAGE_FILE, PLOTS
 from cifar_dist.record.predictions import read_predictions
 from cifar_dist.record.reader import read_run
 from cifar_dist.report.provenance import published_accuracy
@@ -59,10 +59,10 @@ class Views:
         run, folder = self.run, self.run.folder.path
         record, predictions = read_run(folder), read_predictions(folder)
         augmented, published = Augmented(*augmented_images(run.trainer)), published_accuracy(record)
-        draw_pictures(record, predictions, self._images(), augmented, folder / "plots", record.title, published)
+        draw_pictures(record, predictions, self._images(), augmented, folder / PLOTS, record.title, published)
         if units := run.trainer.state.eval_model.prototypes():
             mean, std = run.trainer.normalize.mean, run.trainer.normalize.std
-            draw_map(units, mean, std, run.trainer.dataset.classes, folder / "plots/map.png")
+            draw_map(units, mean, std, run.trainer.dataset.classes, folder / PLOTS / "map.png")
 
     def _images(self) -> np.ndarray | None:
         """Return the images (M, 32, 32, 3) uint8 that the newest predictions are about."""

@@ -93,9 +93,15 @@ QUEUE = """\
 @pytest.fixture
 def runs(tmp_path) -> None:
     """The runs of QUEUE: one that runs, one that was requeued, one that is finished, one that diverged."""
-    write_run(tmp_path / "runs" / "lenet-40", RUNNING, {"status": "running"}, epochs=10)
+    write_run(tmp_path / "runs" / "lenet-40", RUNNING, {"status": "running", "total_steps": 100}, epochs=10)
     starts = [{"from_step": 0}, {"from_step": 10}, {"from_step": 10}]
-    write_run(tmp_path / "runs" / "seeds-41_1", RUNNING[:3], {"status": "interrupted"}, epochs=10, starts=starts)
+    write_run(
+        tmp_path / "runs" / "seeds-41_1",
+        RUNNING[:3],
+        {"status": "interrupted", "total_steps": 100},
+        epochs=10,
+        starts=starts,
+    )
     test = {
         "accuracy": 0.6,
         "loss": 1.0,
@@ -105,7 +111,7 @@ def runs(tmp_path) -> None:
     }
     finished = {"status": "finished", "total_steps": 30, "val": {**test, "accuracy": 0.625}, "test": test}
     write_run(tmp_path / "runs" / "train-42", RUNNING, finished, epochs=3, synthetic=True)
-    failed = {"status": "failed", "error": "DivergedError: the loss is nan"}
+    failed = {"status": "failed", "error": "DivergedError: the loss is nan", "total_steps": 100}
     write_run(tmp_path / "runs" / "train-43", RUNNING[:1], failed, steps=100)
 
 

@@ -14,14 +14,15 @@ from scipy import stats
 from cifar_dist.cli.summary import summarize
 from cifar_dist.compare.curves import chart_data, mean_curve, thinned
 from cifar_dist.compare.differences import ALL, MCNEMAR, ONE_AGAINST_SEVERAL, PROPORTIONS, WELCH, differences
-from cifar_dist.compare.groups import METRICS, Comparison, compare
+from cifar_dist.compare.groups import Comparison, compare
 from cifar_dist.compare.notes import notes
-from cifar_dist.compare.runs import ComparedRun, condense, planned_steps, training_macs
+from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.compare.statistics import holm, mcnemar, mean_interval, one_against_several, two_proportions, welch
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.models import MODELS, build_model, forward_macs
 from cifar_dist.record.folder import RunFolder
+from cifar_dist.record.metric import METRICS
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.intervals import wilson_interval
 
@@ -39,7 +40,7 @@ def make_run(
     **options: object,
 ) -> ComparedRun:
     config = TrainConfig(**{"model": "lenet", "epochs": 2, "batch_size": 10, **options}).to_dict()
-    summary: dict = {"status": status, "best_step": 20}
+    summary: dict = {"status": status, "best_step": 20, "total_steps": 20, "macs_per_sample": 1000}
     if status == "finished":
         summary |= {"val": result(max(val)) if val else None, "test": accuracy and result(accuracy, classes)}
     record = RunRecord(
@@ -51,7 +52,7 @@ def make_run(
         summary=summary,
         lines=curve_lines(*val),
     )
-    return condense(record)
+    return ComparedRun.of(record)
 
 
 def labels(comparison: Comparison) -> list[str]:
@@ -318,7 +319,7 @@ def test_long_curves_keep_their_ends():
 
 def test_a_run_without_validation_has_a_curve_of_its_epochs():
     lines = [line for line in curve_lines(0.1, 0.2) if line["kind"] == "train"]
-    run = condense(RunRecord(Path("a"), "running", lines=lines))
+    run = ComparedRun.of(RunRecord(Path("a"), "running", lines=lines))
     assert [(point.epoch, point.train_loss, point.val_loss) for point in run.curve] == [
         (1.0, 1.0, None),
         (2.0, 0.5, None),
@@ -334,7 +335,7 @@ def test_a_run_without_validation_has_a_curve_of_its_epochs():
     ],
 )
 def test_lines_that_a_run_never_writes_make_it_broken(line):
-    run = condense(RunRecord(Path("a"), "finished", config={"model": "lenet"}, lines=[*curve_lines(0.5), line]))
+    run = ComparedRun.of(RunRecord(Path("a"), "finished", config={"model": "lenet"}, lines=[*curve_lines(0.5), line]))
     assert run.record.status == "broken"
     assert "metrics.jsonl or summary.json" in run.record.problem
     assert compare([run]).ungrouped == (run,)
@@ -347,24 +348,12 @@ def test_multiply_accumulates_are_those_of_the_summary(model):
     assert forward_macs(model, (), 10) == expected > 0
 
 
-def test_compute_is_three_times_forward_of_all_images_and_unknown_for_unknown_models():
-    run = make_run("a")
-    assert run.macs == 3 * forward_macs("lenet", (), 2) * 200
-    half = {"model": "speednet", "early_size": 24}
-    small, large = forward_macs("speednet", size=24), forward_macs("speednet")
-    assert small == 61_621_024 and large == 118_147_360  # by hand: 12 x 24 x 23 x 23 + ...
-    for epochs, early in ((8, 4), (5, 2)):
-        expected = 3 * (early * small + (epochs - early) * large) / epochs
-        assert training_macs({**half, "epochs": epochs}, 10) == pytest.approx(expected, rel=1e-6)
-    assert training_macs({"model": "transformer"}, 10) is None
-
-
-def test_planned_steps_are_those_of_the_batch_plan():
-    dataset = {"train": 105}
-    assert planned_steps({"epochs": 3, "batch_size": 10}, dataset) == 33
-    assert planned_steps({"epochs": 3, "batch_size": 10, "drop_last": True}, dataset) == 30
-    assert planned_steps({"steps": 7, "batch_size": 10}, dataset) == 7
-    assert planned_steps({}, dataset) is None
+def test_compute_is_that_of_all_images_and_unknown_where_a_run_does_not_say():
+    assert make_run("a").macs == 1000 * 200
+    assert (
+        ComparedRun.of(RunRecord(Path("old"), "finished", config={"model": "lenet"}, lines=curve_lines(0.5))).macs
+        is None
+    )
 
 
 def test_folds_processes_and_devices_are_pointed_out():

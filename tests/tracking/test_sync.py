@@ -7,7 +7,7 @@ from helpers.runs import ROOT, stop_after
 from helpers.tracked import STEPS, expected_rows, no_server, our_part
 from helpers.wandb_server import Server
 
-from cifar_dist.tracking.link import View, read_view, write_view
+from cifar_dist.tracking.link import Link, read_link, write_link
 from cifar_dist.tracking.uploads import find_uploads
 from cifar_dist.training import views
 
@@ -27,12 +27,12 @@ def offline_run(train, monkeypatch):
         stop_after(patch, 9)
         train(*STEPS, "--wandb", "offline")
     result = train(*STEPS, "--wandb", "offline", pictures=True)
-    assert len(read_view(result.folder).directories) == 2
+    assert len(read_link(result.folder).directories) == 2
     return result
 
 
 def assert_all_there(server: Server, folder, media: bool = True) -> None:
-    view = read_view(folder)
+    view = read_link(folder)
     shown = server.run(view.id)
     assert our_part(shown["history"]) == expected_rows(folder)
     assert len(shown["history"]) == len(expected_rows(folder)) + 1
@@ -52,14 +52,14 @@ def test_two_offline_segments_become_one_run_there(server: Server, offline_run):
 
 
 def test_what_wandbs_folders_lost_is_sent_from_the_run_folder(server: Server, offline_run):
-    view = read_view(offline_run.folder)
+    view = read_link(offline_run.folder)
     shutil.rmtree(view.directories[1])
     assert sync(offline_run.folder).returncode == 0
     assert_all_there(server, offline_run.folder)
 
 
 def test_wandbs_folders_alone_are_uploaded_too(server: Server, offline_run):
-    view, rows = read_view(offline_run.folder), expected_rows(offline_run.folder)
+    view, rows = read_link(offline_run.folder), expected_rows(offline_run.folder)
     wandb_folder = server.log.parent / "wandb"
     shutil.rmtree(offline_run.folder)
     assert sync(wandb_folder).returncode == 0
@@ -74,14 +74,14 @@ def test_what_an_outage_held_back_is_sent_later(train, server: Server, monkeypat
         tell = views.Tracker.tell
 
         def outage(tracker):
-            if (view := read_view(tracker.folder)) and view.mode == "online":
+            if (view := read_link(tracker.folder)) and view.mode == "online":
                 server.outage()
             tell(tracker)
 
         patch.setattr(views.Tracker, "tell", outage)
         result = train("--epochs", "20", pictures=True)
     assert result.status == 0
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert not view.complete and view.mode == "online"
     assert "sends the rest" in capsys.readouterr().out
     server.heal()
@@ -93,7 +93,7 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     no_server(monkeypatch, tmp_path)
     (tmp_path / "with").mkdir()
-    write_view(tmp_path / "with", View("abc"))
+    write_link(tmp_path / "with", Link("abc"))
     for folder, rule in (("nowhere", "is not a folder"), ("runs", "no run to upload"), ("with", "wandb login")):
         done = sync(tmp_path / folder)
         assert done.returncode == 2, folder
@@ -104,7 +104,7 @@ def test_runs_are_found_below_a_folder_and_wandbs_folders_of_theirs_are_not_take
     (tmp_path / "a").mkdir()
     (tmp_path / "wandb/offline-run-20260101_000000-aaaa").mkdir(parents=True)
     (tmp_path / "wandb/offline-run-20260101_000001-bbbb").mkdir()
-    write_view(tmp_path / "a", View("aaaa", directories=["x"]))
+    write_link(tmp_path / "a", Link("aaaa", directories=["x"]))
     uploads = find_uploads([tmp_path])
     assert [(upload.id, upload.folder) for upload in uploads] == [("aaaa", tmp_path / "a"), ("bbbb", None)]
 

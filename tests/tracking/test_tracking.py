@@ -14,7 +14,7 @@ from helpers.wandb_server import Server
 
 from cifar_dist.errors import UserError
 from cifar_dist.tracking import follower
-from cifar_dist.tracking.link import group_name, has_key, open_view, read_view, resolve_mode
+from cifar_dist.tracking.link import group_name, has_key, open_link, read_link, resolve_mode
 from cifar_dist.tracking.process import start_follower
 from cifar_dist.tracking.rows import row
 from cifar_dist.training import views
@@ -98,12 +98,12 @@ def test_online_without_a_key_is_wrong_input_before_anything_starts(train, monke
 
 
 def test_a_new_run_gets_an_id_and_keeps_it(tmp_path):
-    first = open_view(tmp_path).id
+    first = open_link(tmp_path).id
     assert len(first) == 8
-    assert open_view(tmp_path).id == first
+    assert open_link(tmp_path).id == first
     (tmp_path / "wandb.json").write_text("{torn")
-    assert read_view(tmp_path) is None
-    assert open_view(tmp_path).id != first
+    assert read_link(tmp_path) is None
+    assert open_link(tmp_path).id != first
 
 
 def test_disabled_leaves_nothing_behind(train):
@@ -118,7 +118,7 @@ def test_disabled_leaves_nothing_behind(train):
 def test_a_run_is_shown_whole_with_its_media(train, server: Server):
     result = train(*STEPS, "--wandb-tags", "a", "b", "--wandb-notes", "a note", "--wandb-weights", pictures=True)
     assert result.status == 0
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert view and view.complete and view.mode == "online" and view.url
     shown = server.run(view.id)
     assert our_part(shown["history"]) == expected_rows(result.folder)
@@ -139,11 +139,11 @@ def test_an_interrupted_and_resumed_run_is_one_run_without_gap_or_duplicate(trai
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         result = train(*STEPS)
-    before = read_view(result.folder)
+    before = read_link(result.folder)
     assert before and server.run(before.id)["exit_code"] == 1
     assert len(our_part(server.run(before.id)["history"])) == len(expected_rows(result.folder)) > 0
     assert train(*STEPS).status == 0
-    after = read_view(result.folder)
+    after = read_link(result.folder)
     assert after and after.id == before.id and after.complete
     shown = server.run(after.id)
     assert our_part(shown["history"]) == expected_rows(result.folder)
@@ -160,11 +160,11 @@ def test_a_killed_run_goes_on_as_one_run(folders, data_dir, tmp_path, server: Se
         wait_for(lambda: any("wandb-history.jsonl" in event.get("files", {}) for event in server.events("file_stream")))
         process.kill()
         process.wait()
-        view = read_view(tmp_path / "run")
+        view = read_link(tmp_path / "run")
         assert view
         # What was logged after the last checkpoint is dropped and logged again, some of it with the server already.
         assert subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False).returncode == 0
-    again = read_view(tmp_path / "run")
+    again = read_link(tmp_path / "run")
     assert again and again.id == view.id and again.complete and len(again.directories) == 2
     history = our_part(server.run(view.id)["history"])
     timeless = [[{k: v for k, v in row.items() if k not in ("seconds", "train/images_per_second")} for row in rows]
@@ -195,7 +195,7 @@ def test_without_a_server_a_run_is_kept_offline(train, monkeypatch, tmp_path, en
     no_server(monkeypatch, tmp_path, **environment)
     result = train(*STEPS)
     assert result.status == 0
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert view and view.mode == "offline" and reason in view.note and view.note
     assert our_part(offline_rows(view.directories[0])) == expected_rows(result.folder)
 
@@ -206,7 +206,7 @@ def test_a_key_the_server_does_not_know_keeps_the_run_offline(train, monkeypatch
     monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
     result = train(*STEPS)
     assert result.status == 0
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert view and view.mode == "offline" and view.note
 
 
@@ -220,7 +220,7 @@ def test_a_killed_wandb_core_costs_neither_the_run_nor_a_row(train, server: Serv
         tell(tracker)
         if not killed:
             wait_for(lambda: cores(tracker.folder))
-            wait_for(lambda: (view := read_view(tracker.folder)) and view.mode)
+            wait_for(lambda: (view := read_link(tracker.folder)) and view.mode)
             time.sleep(2)  # some rows are out
             for process in cores(tracker.folder):
                 process.kill()
@@ -229,7 +229,7 @@ def test_a_killed_wandb_core_costs_neither_the_run_nor_a_row(train, server: Serv
     monkeypatch.setattr(views.Tracker, "tell", kill_once)
     result = train("--epochs", "3", "--wandb", mode)
     assert killed and result.status == 0
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert view and len(view.directories) == 2
     if mode == "online":
         assert view.complete
@@ -247,7 +247,7 @@ def test_an_outage_that_heals_costs_no_row(train, server: Server, monkeypatch):
         tell(tracker)
         calls.append(1)
         if len(calls) == 1:
-            wait_for(lambda: (view := read_view(tracker.folder)) and view.mode == "online")
+            wait_for(lambda: (view := read_link(tracker.folder)) and view.mode == "online")
             server.outage()
         elif len(calls) == 2:
             time.sleep(3)
@@ -255,7 +255,7 @@ def test_an_outage_that_heals_costs_no_row(train, server: Server, monkeypatch):
 
     monkeypatch.setattr(views.Tracker, "tell", outage)
     result = train("--epochs", "4")
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert result.status == 0 and view and view.complete
     assert our_part(server.run(view.id)["history"]) == expected_rows(result.folder)
 
@@ -278,7 +278,7 @@ def test_segments_of_an_offline_run_follow_each_other(train, monkeypatch, tmp_pa
         stop_after(patch, 9)
         train(*STEPS)
     result = train(*STEPS)
-    view = read_view(result.folder)
+    view = read_link(result.folder)
     assert view and len(view.directories) == 2
     rows = [row for directory in view.directories for row in offline_rows(directory)]
     assert our_part(rows) == expected_rows(result.folder)
@@ -300,15 +300,15 @@ def test_a_record_is_read_as_it_grows_and_never_a_torn_line(tmp_path):
 def test_a_folder_that_is_moved_aside_takes_its_sender_along(train, monkeypatch, tmp_path):
     no_server(monkeypatch, tmp_path)
     folder = train("--wandb", "disabled", *STEPS).folder
-    open_view(folder)
+    open_link(folder)
     sender = start_follower(folder, "offline", stdin=subprocess.PIPE)
-    wait_for(lambda: read_view(folder).mode == "offline")
+    wait_for(lambda: read_link(folder).mode == "offline")
     aside = folder.rename(tmp_path / "run.1")
     train("--wandb", "disabled", "--seed", "5", *STEPS)  # another run takes the name
     sender.stdin.close()
     assert sender.wait(30) == 0
     assert not (folder / "wandb.json").exists()
-    assert our_part(offline_rows(read_view(aside).directories[0])) == expected_rows(aside)
+    assert our_part(offline_rows(read_link(aside).directories[0])) == expected_rows(aside)
 
 
 @pytest.mark.slow
@@ -331,10 +331,10 @@ def test_a_signal_ends_the_waiting(train, server: Server, monkeypatch):
 
 def test_only_an_agent_chooses_the_id(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "agents")
-    assert open_view(tmp_path).id != "agents"
+    assert open_link(tmp_path).id != "agents"
     (tmp_path / "wandb.json").unlink()
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    assert open_view(tmp_path).id == "agents"
+    assert open_link(tmp_path).id == "agents"
 
 
 def test_a_key_for_a_server_of_ones_own_is_found(tmp_path, monkeypatch):
