@@ -36,17 +36,10 @@ def to_line(row: Mapping[str, Any], kind: Kind, dataset: DatasetRecord) -> Line 
     logged = {key.removeprefix(CLASS): values.pop(key) for key in list(values) if key.startswith(CLASS)}
     classes = {name: logged.get(name) for name in dataset.get("classes", logged)}  # in the order of the labels
     where = {key: _number(row.get(key)) for key in WHERE}
-    line: dict[str, Any] = {
-        "kind": kind,
-        "step": int(row["global_step"]),
-        **where,
-        "accuracy": None,
-        "loss": None,
-        **values,
-    }
-    if kind != "train":
-        line |= {"num_images": dataset.get(kind), "per_class_accuracy": classes}
-    return cast(Line, line)
+    line: dict[str, Any] = {"kind": kind, "step": int(row["global_step"]), **where, "accuracy": None, "loss": None}
+    if kind == "train":
+        return cast(Line, {**line, "gradient_norm": None, **values})
+    return cast(Line, {**line, **values, "num_images": dataset.get(kind), "per_class_accuracy": classes})
 
 
 def _number(value: Any) -> float | None:

@@ -80,6 +80,18 @@ def test_the_csv_has_a_flat_line_for_each_run(runs):
     assert not any(value.startswith(("=", "-", "+", "@")) for row in rows.values() for value in row.values())
 
 
+def test_names_with_commas_quotes_and_line_breaks_survive_the_csv(tmp_path):
+    names = ['a, "b"', "two\nlines", "plain"]
+    for number, name in enumerate(names):
+        write_run(tmp_path / "runs" / str(number), lr=0.1 * (number + 1), wandb_notes=name, augment=["crop", name])
+    main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path)])
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
+    assert [row["option/wandb_notes"] for row in rows] == names
+    assert [row["option/augment"] for row in rows] == [f"crop {name}" for name in names]
+    assert all(None not in row and row["status"] == "finished" for row in rows)
+
+
 def test_synthetic_data_are_marked_wherever_a_number_of_them_is(tmp_path, capsys):
     write_run(tmp_path / "real")
     write_run(tmp_path / "drawn", 0.9, synthetic=True, lr=0.3)

@@ -13,7 +13,7 @@ def line(step: int, kind: str = "train") -> dict:
 
 def test_resuming_drops_later_lines_torn_lines_and_test_results(tmp_path):
     folder = RunFolder(tmp_path)
-    for entry in (line(10), line(10, "val"), line(20), line(10, "test"), line(30)):
+    for entry in (line(10), line(10, "val"), line(20), line(10, "test"), line(21), line(30)):
         folder.append_metrics(entry)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')

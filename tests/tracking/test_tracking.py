@@ -11,12 +11,14 @@ import pytest
 from helpers.runs import ROOT, stop_after
 from helpers.tracked import STEPS, expected_rows, no_server, our_part
 from helpers.wandb_server import Server
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cifar_dist.errors import UserError
 from cifar_dist.tracking import follower
 from cifar_dist.tracking.link import group_name, has_key, open_link, read_link, resolve_mode
 from cifar_dist.tracking.process import start_follower
-from cifar_dist.tracking.rows import row
+from cifar_dist.tracking.rows import KINDS, row, to_line
 from cifar_dist.training import views
 
 
@@ -53,6 +55,27 @@ def test_a_line_becomes_a_row_whose_names_make_good_panels():
         "global_step": 40, "epoch": 2.0, "samples": 99, "seconds": 3.0,
         "val/accuracy": 0.5, "val/loss": 1.5, "val/class/cat": 0.25, "val/class/dog": None,
     }  # fmt: skip
+
+
+SHARES = st.none() | st.just(0.0) | st.floats(0, 1)
+NUMBERS = st.just(0.0) | st.floats(-1e6, 1e6)
+PLACE = {"step": st.integers(0, 10**7), "epoch": NUMBERS, "samples": st.integers(0, 10**9), "seconds": NUMBERS}
+TRAIN_LINES = st.fixed_dictionaries(
+    {"kind": st.just("train"), **PLACE, "loss": NUMBERS, "accuracy": SHARES, "lr": NUMBERS}
+    | {"gradient_norm": st.none() | NUMBERS, "images_per_second": NUMBERS}
+)
+EVAL_LINES = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["val", "test"]), **PLACE, "accuracy": NUMBERS, "top2_accuracy": NUMBERS, "loss": NUMBERS}
+    | {"num_images": st.just(7), "per_class_accuracy": st.fixed_dictionaries({"cat": SHARES, "dog": SHARES})}
+)
+
+
+@given(TRAIN_LINES | EVAL_LINES)
+def test_a_row_says_all_that_its_line_says_zeros_too(line):
+    dataset = {"classes": ["cat", "dog"], "val": 7, "test": 7}
+    sent = row(line)
+    assert to_line(sent, line["kind"], dataset) == line
+    assert [to_line(sent, kind, dataset) for kind in KINDS if kind != line["kind"]] == [None, None]
 
 
 def test_seeds_and_folds_share_a_group_and_other_options_do_not(train):

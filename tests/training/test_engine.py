@@ -16,6 +16,9 @@ from safetensors.torch import load
 
 from cifar_dist.cli import evaluate
 from cifar_dist.cli.train import main
+from cifar_dist.data import load_dataset
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.inputs.plan import epoch_order
 from cifar_dist.models import build_model
 from cifar_dist.record import checkpoint
 from cifar_dist.runtime import accelerator
@@ -68,9 +71,6 @@ def test_accumulation_takes_the_same_step_as_the_whole_batch(train, micro_batch_
 
 def test_a_run_equals_the_loop_written_out(train, folders, data_dir):
     """The independent truth: torch's own modules, the mean over each batch, a short last batch included."""
-    from cifar_dist.data import load_dataset
-    from cifar_dist.inputs.plan import epoch_order
-
     options = "--val-fraction 0 --augment none --epochs 2 --batch-size 50 --no-nesterov --lr 0.02 --weight-decay 0.1"
     more = "--label-smoothing 0.1 --max-grad-norm 0.5 --schedule cosine --warmup 0 --decay-all --seed 3"
     result = train(*options.split(), *more.split())
@@ -93,6 +93,27 @@ def test_a_run_equals_the_loop_written_out(train, folders, data_dir):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6)
     assert result.metrics("train")[-1]["accuracy"] > 0  # counted from the same logits
+
+
+def test_a_training_line_is_the_mean_over_exactly_its_images(train, folders, data_dir):
+    """Weights that hardly move tell what each image cost; the lines of an epoch's end are over a short last batch."""
+    options = "--val-fraction 0 --augment none --epochs 2 --batch-size 50 --lr 1e-30 --weight-decay 0 --warmup 0"
+    result = train(*options.split(), "--log-every", "3")
+    dataset = load_dataset(str(folders), data_dir)
+    images = Normalize(dataset.mean, dataset.std, torch.device("cpu"))(dataset.train.images)
+    model = build_model("lenet", 4)
+    model.load_state_dict(load(result.weights()))
+    with torch.no_grad():
+        logits = model(images)
+    losses = F.cross_entropy(logits, dataset.train.targets, reduction="none").double()
+    right = (logits.argmax(1) == dataset.train.targets).double()
+    seen = torch.cat([epoch_order(0, epoch, 240) for epoch in range(2)])
+    lines, before = result.metrics("train"), 0
+    assert [line["samples"] for line in lines] == [150, 240, 390, 480]  # steps of 50, 50, 50 and 50, 40 images
+    for line in lines:
+        places, before = seen[before : line["samples"]], line["samples"]
+        assert line["loss"] == pytest.approx(losses[places].mean().item(), rel=1e-6)
+        assert line["accuracy"] == pytest.approx(right[places].mean().item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
