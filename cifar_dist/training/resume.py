@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,28 +43,32 @@ NOT_COPIED = (
 
 
 @dataclass
-class Opening:
+class StartingPoint:
     """What rank 0 found in the run folder; sent to every rank."""
 
     path: Path
     config: TrainConfig
-    recorded: ConfigRecord | None = None  # config.json of the run that goes on
+    recorded: ConfigRecord | None = None  # of the run that goes on
     saved: checkpoint.Checkpoint | None = None
     summary: Summary | None = None  # of a run that is already finished
     notes: list[str] = field(default_factory=list)
+    made: list[Path] = field(default_factory=list)  # folders that weren't there before, the innermost first
+    forked: bool = False  # the run folder is a copy, made for this start
 
 
-def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileLock]) -> Opening:
+def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileLock]) -> StartingPoint:
     """Find or make the run folder, lock it, and load what it goes on from; deletes nothing. Rank 0 only.
 
-    The lock is added to `locks` and holds for as long as they live.
+    The lock is added to `locks` and holds for as long as they live. Whatever is refused leaves no folder behind.
     """
     source, step = resume_source(config.resume)
     path = Path(config.output_dir) if config.output_dir else source or new_folder(config)
-    notes = []
+    start = StartingPoint(path, config, made=[folder for folder in (path, *path.parents) if not folder.exists()])
     try:
         if source and not (path / CONFIG_FILE).exists():
+            check_recorded(source, config, given)
             fork(source, step, path)
+            start.forked = True
         elif step is not None and source and path.resolve() == source.resolve():
             raise UserError(
                 f"--resume {config.resume}: going back in place would lose what came after; name a new --output-dir"
@@ -71,18 +76,33 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileL
         path.mkdir(parents=True, exist_ok=True)
         locks.append(lock(path))
         if config.resume == "never" and (path / CONFIG_FILE).exists():
-            notes.append(f"the earlier run in {path} is now {RunFolder(path).move_aside()}")
+            start.notes.append(f"the earlier run in {path} is now {RunFolder(path).move_aside()}")
             path.mkdir()
             locks.append(lock(path))
-        opening = read_folder(path, config)
+        load_newest(start)
+        if start.recorded:
+            start.config = recorded_config(start.recorded, config, given, path)
+        elif source:
+            raise UserError(f"--resume {config.resume}: there is no checkpoint in {path / CHECKPOINTS}")
     except (OSError, shutil.Error) as error:
+        leave_nothing(start)
         raise UserError(f"can't use {path} as the run folder: {error}") from None
-    opening.notes = notes + opening.notes
-    if opening.recorded:
-        opening.config = recorded_config(opening.recorded, config, given, path)
-    elif source:
-        raise UserError(f"--resume {config.resume}: there is no checkpoint in {path / 'checkpoints'}")
-    return opening
+    except UserError:
+        leave_nothing(start)
+        raise
+    return start
+
+
+def leave_nothing(start: StartingPoint) -> None:
+    """Remove what was made for a run that can't start: its copy of another run, and folders with nothing in them."""
+    if start.forked:
+        shutil.rmtree(start.path, ignore_errors=True)
+    with suppress(OSError):
+        if start.path in start.made and [p.name for p in start.path.iterdir()] == [LOCK_FILE]:
+            (start.path / LOCK_FILE).unlink()
+    for folder in start.made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def resume_source(resume: str) -> tuple[Path | None, int | None]:
@@ -108,14 +128,24 @@ def new_folder(config: TrainConfig) -> Path:
     return path
 
 
+def check_recorded(source: Path, config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Raise `UserError` where the run in `source` can't go on with these options."""
+    if recorded := RunFolder(source).config():
+        recorded_config(recorded, config, given, source)
+
+
 def fork(source: Path, step: int | None, path: Path) -> None:
     """Copy the run in `source`, up to `step`, to the new folder `path`: wholly or not at all."""
     partial = path.with_name(f".partial-{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    if step is not None:
-        checkpoint.discard_after(partial / CHECKPOINTS, step)
-    partial.rename(path)
+    try:
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        if step is not None:
+            checkpoint.discard_after(partial / CHECKPOINTS, step)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
@@ -129,26 +159,24 @@ def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
         raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
 
 
-def read_folder(path: Path, config: TrainConfig) -> Opening:
-    """Load the newest whole checkpoint, where there is one."""
-    folder = RunFolder(path)
-    opening = Opening(path, config)
+def load_newest(start: StartingPoint) -> None:
+    """Load the newest whole checkpoint of the folder, where there is one, or the summary of a run that is finished."""
+    folder = RunFolder(start.path)
     summary = folder.summary()
     if summary and summary.get("status") == "finished":
-        opening.summary = summary
+        start.summary = summary
     else:
-        opening.saved, problems = checkpoint.load_newest(folder.checkpoints)
-        if problems and not opening.saved:
+        start.saved, problems = checkpoint.load_newest(folder.checkpoints)
+        if problems and not start.saved:
             raise UserError(
                 f"no checkpoint in {folder.checkpoints} is whole ({problems[0]}); "
                 "restore one, or use --resume never to start over"
             )
-        opening.notes = [f"skipped a broken checkpoint: {problem}" for problem in problems]
-        if opening.saved:
-            opening.notes.append(f"going on from step {opening.saved.step} of {path}")
-    if opening.saved or opening.summary:
-        opening.recorded = folder.config()
-    return opening
+        start.notes += [f"skipped a broken checkpoint: {problem}" for problem in problems]
+        if start.saved:
+            start.notes.append(f"going on from step {start.saved.step} of {start.path}")
+    if start.saved or start.summary:
+        start.recorded = folder.config()
 
 
 def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:

@@ -27,7 +27,7 @@ from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
 from cifar_dist.training.recording import Run, keep_predictions, result_line
-from cifar_dist.training.resume import Opening, is_whole, open_folder, take_over
+from cifar_dist.training.resume import StartingPoint, is_whole, leave_nothing, open_folder, take_over
 from cifar_dist.training.state import Progress, restore
 from cifar_dist.training.views import Views
 from cifar_dist.training.weights import unpack_weights
@@ -52,16 +52,16 @@ def train_and_test(
     """Do what `train_run` does, in a folder whose lock is added to `locks`."""
     console = Console(speaks=rank() == 0)
     mode = on_main(lambda: resolve_mode(config.wandb))
-    opening = on_main(lambda: open_folder(config, given, locks))
-    for note in opening.notes:
+    start = on_main(lambda: open_folder(config, given, locks))
+    for note in start.notes:
         console.warn(note)
-    if opening.summary:
-        show_finished(console, opening.path, opening.summary)
+    if start.summary:
+        show_finished(console, start.path, start.summary)
         return None
     try:
-        run = start_run(opening, given, signals, console)
+        run = start_run(start, given, signals, console)
     except UserError:
-        on_main(lambda: leave_nothing(opening.path))
+        on_main(lambda: leave_nothing(start))
         raise
     views = Views(run, mode) if run.trainer.rank == 0 else None
     try:
@@ -73,7 +73,7 @@ def train_and_test(
             summarise(run, status="interrupted", signal=stopped.name)
             console.warn(
                 f"interrupted by {stopped.name} after step {run.trainer.state.progress.step}, which is saved; "
-                f"train.py --resume {opening.path} goes on from there"
+                f"train.py --resume {start.path} goes on from there"
             )
         else:
             test(run)
@@ -88,43 +88,35 @@ def train_and_test(
     return stopped
 
 
-def leave_nothing(path: Path) -> None:
-    """Remove a run folder that was made for a run that can't start; one with anything in it stays."""
-    with suppress(OSError):
-        if [p.name for p in path.iterdir()] == [".lock"]:
-            (path / ".lock").unlink()
-            path.rmdir()
-
-
-def start_run(opening: Opening, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
+def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
     """Build what trains, put a checkpoint into it, and show and record what will be done."""
-    trainer = build(with_recorded_threads(opening), console, given)
-    if opening.saved:
-        check_same_data(opening, trainer.dataset)
-        restore(trainer.state, opening.saved.files[TRAINING_FILE])
+    trainer = build(with_recorded_threads(start), console, given)
+    if start.saved:
+        check_same_data(start, trainer.dataset)
+        restore(trainer.state, start.saved.files[TRAINING_FILE])
     else:
         fit_to_images(trainer)
-    run = Run(trainer, RunFolder(opening.path), console, signals)
+    run = Run(trainer, RunFolder(start.path), console, signals)
     here = on_main(lambda: environment(trainer.device, trainer.plan.world_size))
     console.configuration(trainer.config, set(given))
     where = f"{here['device']}, {here['threads_per_process']} threads a process"
     here["num_parameters"] = sum(p.numel() for p in trainer.state.model.parameters())
     console.plan(trainer.plan, trainer.dataset, trainer.splits, where, here["num_parameters"])
     console.synthetic_note(trainer.dataset.synthetic)
-    console.say(f"run folder   {opening.path}")
-    begin_record(run, opening, here)
+    console.say(f"run folder   {start.path}")
+    begin_record(run, start, here)
     return run
 
 
-def with_recorded_threads(opening: Opening) -> TrainConfig:
+def with_recorded_threads(start: StartingPoint) -> TrainConfig:
     """Return the configuration with as many threads as the run had: sums over other shares round differently."""
-    start = opening.recorded["starts"][-1] if opening.recorded else {}
-    if opening.config.threads or start.get("world_size") != world_size():
-        return opening.config
-    return replace(opening.config, threads=start["threads_per_process"])
+    before = start.recorded["starts"][-1] if start.recorded else Start()
+    if start.config.threads or before.get("world_size") != world_size():
+        return start.config
+    return replace(start.config, threads=before["threads_per_process"])
 
 
-def begin_record(run: Run, opening: Opening, here: Start) -> None:
+def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
     """Drop what lies after the checkpoint, and add this start to the record. Collective."""
     trainer, progress = run.trainer, run.trainer.state.progress
 
@@ -132,8 +124,8 @@ def begin_record(run: Run, opening: Opening, here: Start) -> None:
         if progress.best_step is not None and not is_whole(run.folder, progress.best_step):
             # The checkpoint we go on from takes its place, until a validation is better.
             progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
-        take_over(run.folder, opening.saved.step if opening.saved else None, progress.best_step)
-        starts = opening.recorded["starts"] if opening.recorded else []
+        take_over(run.folder, start.saved.step if start.saved else None, progress.best_step)
+        starts = start.recorded["starts"] if start.recorded else []
         content: ConfigRecord = {
             "config": trainer.config.to_dict(),
             "dataset": describe(trainer.dataset, trainer.splits),
@@ -146,11 +138,11 @@ def begin_record(run: Run, opening: Opening, here: Start) -> None:
     trainer.state.progress = on_main(write)
 
 
-def check_same_data(opening: Opening, dataset: Dataset) -> None:
-    recorded = (opening.recorded or {})["dataset"]
+def check_same_data(start: StartingPoint, dataset: Dataset) -> None:
+    recorded = (start.recorded or {})["dataset"]
     if recorded["fingerprint"] != dataset.fingerprint:
         raise UserError(
-            f"the run in {opening.path} was trained on {recorded['name']} with fingerprint {recorded['fingerprint'][:12]}, "
+            f"the run in {start.path} was trained on {recorded['name']} with fingerprint {recorded['fingerprint'][:12]}, "
             f"but {dataset.name} now has {dataset.fingerprint[:12]}; restore the data, or use another --output-dir"
         )
 
@@ -205,7 +197,7 @@ def summarise(run: Run, **more: Unpack[Summary]) -> None:
     if trainer.rank != 0:
         return
     curve = curves.points(run.folder.read_metrics())
-    last, opening = curve[-1] if curve else None, curves.gap_opening(curve)
+    last, opens = curve[-1] if curve else None, curves.gap_opening(curve)
     summary: Summary = {
         "model": trainer.config.model,
         "recipe": trainer.config.recipe,
@@ -218,7 +210,7 @@ def summarise(run: Run, **more: Unpack[Summary]) -> None:
         "best_step": progress.best_step,
         "val": progress.best_val,
         "train": last and {"loss": last.train_loss, "accuracy": last.train_accuracy},
-        "generalisation_gap": {"accuracy": last and last.gap, "opens_at_epoch": opening and opening.epoch},
+        "generalisation_gap": {"accuracy": last and last.gap, "opens_at_epoch": opens and opens.epoch},
     }
     run.folder.write_json(SUMMARY_FILE, {"status": more["status"], **summary, **more})
 

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from helpers.runs import ROOT, stop_after, untimed
+from helpers.runs import ROOT, copy_tree, stop_after, untimed
 from safetensors.torch import load
 
 from cifar_dist.cli import evaluate
@@ -282,6 +282,45 @@ def test_what_is_refused_on_resume_deletes_nothing(train, monkeypatch, capsys):
     for path, content in before.items():
         path.write_bytes(content)
     assert train().weights() == train(name="whole").weights()
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """What lies under a folder, without locks."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.name != ".lock"]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--epochs 5", "has --epochs 3, not 5"),
+        ("--model resnet20", "has --model lenet, not resnet20"),
+        ("--batch-size 500", "has --batch-size 32, not 500"),
+    ],
+)
+def test_a_refused_copy_of_a_run_leaves_no_folder_and_the_run_as_it_was(
+    train, tmp_path, monkeypatch, capsys, options, message
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        source = train(name="source").folder
+    before = contents(tmp_path)
+    assert train("--resume", str(source), *options.split(), name="made/for/it").status == 2
+    assert message in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_what_cannot_start_after_it_was_copied_leaves_no_copy(train, tmp_path, monkeypatch, capsys, folders):
+    images = copy_tree(folders, tmp_path / "images")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        source = train("--data", str(images), name="source").folder
+    (images / "train/bird/0000.png").unlink()
+    before = contents(tmp_path)
+    for name in ("new", "source"):
+        assert train("--data", str(images), "--resume", str(source), name=name).status == 2
+        assert "restore the data, or use another --output-dir" in capsys.readouterr().err
+        assert contents(tmp_path) == before
 
 
 def test_a_fork_that_is_started_again_goes_on(train, monkeypatch):
