@@ -20,15 +20,13 @@ say "attempt $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST"
 
 # Starts or continues a run on all of the job's nodes: train OPTIONS_OF_TRAIN.PY. Sets STATUS, and RUN for what follows.
 train() {
-  RUN=$(option --output-dir "runs/$SLURM_JOB_NAME-$JOB" "$@")
+  RUN=$(ask run "$@")
   launch train.py --output-dir "$RUN" "$@"
 }
 
 # Starts or continues one run of a sweep: sweep FILE OPTIONS, as of python -m cifar_dist sweep.
 sweep() {
-  local folder
-  folder=$(option --output-dir "runs/$(basename "$1" .yaml)" "$@")
-  RUN=$folder/$(printf %04d "$SLURM_ARRAY_TASK_ID")
+  RUN=$(ask sweep "$@")
   on_every_node python -m cifar_dist sweep "$@" --index "$SLURM_ARRAY_TASK_ID"
 }
 
@@ -63,7 +61,7 @@ free_port() {
 on_every_node() {
   local gpus=()
   BEFORE=$(summary)
-  SHARED_DATA=$(option --data-dir data "$@")
+  SHARED_DATA=$(ask data "$@")
   export SHARED_DATA
   # A step gets one CPU and no GPU of an --exclusive job unless it asks for them.
   if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ]; then gpus=(--gpus-per-node="$SLURM_GPUS_ON_NODE"); fi
@@ -84,29 +82,15 @@ on_every_node() {
   STATUS=$?
 }
 
-# Prints the value of an option, its last one, or the default: option --output-dir DEFAULT OPTIONS
-option() {
-  local name=$1 value=$2 previous='' word
-  shift 2
-  for word; do
-    if [ "$previous" = "$name" ]; then value=$word; fi
-    if [[ $word == "$name="* ]]; then value=${word#*=}; fi
-    previous=$word
-  done
-  printf '%s\n' "$value"
-}
+# Prints what the package knows of this job: ask QUESTION WORDS, as of cifar_dist/slurm/job.py
+# shellcheck disable=SC2086 # CONTAINER is a command with its options
+ask() { ${CONTAINER:-} python -m cifar_dist.slurm.job "$@"; }
 
 summary() { cat "${RUN:-}/summary.json" 2>/dev/null; }
 
 # Sets OUTCOME to finished, interrupted or failed, and AT to the step reached, of TOTAL, having begun at BEGAN; and SIGNAL.
 read_outcome() {
-  # shellcheck disable=SC2086 # CONTAINER is a command with its options
-  read -r OUTCOME AT TOTAL BEGAN SIGNAL < <(${CONTAINER:-} python -c '
-import json, sys
-summary, config = (json.load(open(f"{sys.argv[1]}/{name}.json")) for name in ("summary", "config"))
-reached = [summary.get(name) for name in ("status", "step", "total_steps")]
-print(*reached, config["starts"][-1]["from_step"], summary.get("signal"))
-' "$RUN" 2>/dev/null)
+  read -r OUTCOME AT TOTAL BEGAN SIGNAL < <(ask outcome "$RUN" 2>/dev/null)
   # A start that failed before its first step leaves the summary of the start before it.
   if [ "$(summary)" = "$BEFORE" ] && ((STATUS != 0)); then OUTCOME=failed; fi
 }

@@ -7,8 +7,8 @@ trap '' USR1 USR2 TERM
 export PET_SIGNALS_TO_HANDLE=SIGINT # the launcher's own handler of SIGTERM would undo this
 
 if [ "${LOCAL_DATA:-}" ]; then
-  mkdir -p "$LOCAL_DATA/cache"
-  cp -R "$SHARED_DATA"/cache/*-v[0-9] "$LOCAL_DATA/cache/" && set -- "$@" --data-dir "$LOCAL_DATA"
+  # shellcheck disable=SC2086 # CONTAINER is a command with its options
+  ${CONTAINER:-} python -m cifar_dist.slurm.job copy-data "$SHARED_DATA" "$LOCAL_DATA" && set -- "$@" --data-dir "$LOCAL_DATA"
 fi
 if [ "$1" = accelerate ]; then set -- accelerate launch --machine_rank "$SLURM_NODEID" "${@:3}"; fi
 # shellcheck disable=SC2086 # CONTAINER is a command with its options

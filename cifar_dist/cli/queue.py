@@ -15,7 +15,7 @@ from cifar_dist.console import Console
 from cifar_dist.exits import FINISHED
 from cifar_dist.record.metric import METRICS
 from cifar_dist.record.reader import RunRecord, is_run, read_run
-from cifar_dist.slurm.squeue import Job, ask, is_ours, parse, run_folder
+from cifar_dist.slurm.squeue import Job, is_ours, parse, run_folder, squeue_lines
 from cifar_dist.text import clock, percent
 
 WIDE = 120  # columns of a terminal from which each job takes one line
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit status; raises `UserError`."""
     command_parser("queue", "A job is ours if it runs one of the templates in slurm/.").parse(argv)
     console = Console(speaks=True)
-    rows = [row_of(job) for job in parse(ask()) if is_ours(job)]
+    rows = [row_of(job) for job in parse(squeue_lines()) if is_ours(job)]
     if not rows:
         console.say(
             "none of our jobs waits or runs; python -m cifar_dist submit starts one, compare shows the runs there are"

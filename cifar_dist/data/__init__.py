@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cifar_dist.data.cache import Decoded, load_cached
+from cifar_dist.data.cache import Decoded, cached, load_cached
 from cifar_dist.data.cifar10 import read_cifar10
 from cifar_dist.data.dataset import Dataset, Split
 from cifar_dist.data.folders import list_folder, read_folder
@@ -15,6 +15,7 @@ __all__ = [
     "Dataset",
     "Split",
     "Splits",
+    "cache_folder",
     "check_data_name",
     "choose_data",
     "load_dataset",
@@ -28,16 +29,22 @@ SYNTHETIC_SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's
 
 def load_dataset(data: str, data_dir: Path) -> Dataset:
     """Load the set that `--data` names. Raises `UserError` with the way out. Safe to call from every rank at once."""
-    if data == "synthetic":
-        return load_cached(data_dir, "synthetic", _draw_synthetic)
-    if data == "cifar10":
-        return load_cached(data_dir, "cifar10", lambda: read_cifar10(data_dir))
     if data == "auto":
-        return load_dataset(choose_data(data_dir)[0], data_dir)
+        data = choose_data(data_dir)[0]
+    decoders = {"synthetic": _draw_synthetic, "cifar10": lambda: read_cifar10(data_dir)}
+    if data in decoders:
+        return load_cached(cache_folder(data, data_dir), decoders[data])
     check_data_name(data)
-    root = Path(data)
-    listing = list_folder(root)
-    return load_cached(data_dir, f"folder-{listing.key}", lambda: read_folder(root, listing))
+    listing = list_folder(Path(data))
+    return load_cached(cached(data_dir, f"folder-{listing.key}"), lambda: read_folder(Path(data), listing))
+
+
+def cache_folder(data: str, data_dir: Path) -> Path:
+    """Return where the set that `--data` names is kept decoded; raises `UserError`. `auto` means CIFAR-10 here."""
+    check_data_name(data)
+    if data in NAMES:
+        return cached(data_dir, "cifar10" if data == "auto" else data)
+    return cached(data_dir, f"folder-{list_folder(Path(data)).key}")
 
 
 def check_data_name(data: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerpr
 from cifar_dist.files import write_synced
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
+CACHE = "cache"
 VERSION = 1  # part of every key; raise it when decoding or the format changes
 
 
@@ -30,9 +32,24 @@ class Decoded(NamedTuple):
     test_targets: np.ndarray
 
 
-def load_cached(data_dir: Path, key: str, decode: Callable[[], Decoded]) -> Dataset:
-    """Return the cached set `key`, decoding it first where it is missing; one process decodes, the others wait."""
-    folder = data_dir / "cache" / f"{key}-v{VERSION}"
+def cached(data_dir: Path, key: str) -> Path:
+    """Return the folder of the cached set `key`, which may not be there yet."""
+    return data_dir / CACHE / f"{key}-v{VERSION}"
+
+
+def copy_caches(source: Path, target: Path) -> None:
+    """Copy the cached sets of one data folder to another that lacks them, each wholly or not at all."""
+    for folder in sorted((source / CACHE).glob(f"*-v{VERSION}")):
+        copy, partial = target / CACHE / folder.name, target / CACHE / f"{folder.name}.partial-{os.getpid()}"
+        if not copy.exists():
+            shutil.copytree(folder, partial)
+            with suppress(OSError):  # another process of this node was faster
+                os.replace(partial, copy)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_cached(folder: Path, decode: Callable[[], Decoded]) -> Dataset:
+    """Return the set cached in `folder`, decoding it first where it is missing; one process decodes, the others wait."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):

@@ -1,4 +1,4 @@
-"""Where a data set's decoded cache lies, and whether it still holds the bytes that were written."""
+"""Whether a data set's decoded cache still holds the bytes that were written."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_dist.data import check_data_name
-from cifar_dist.data.cache import ARRAYS, VERSION
+from cifar_dist.data.cache import ARRAYS
 from cifar_dist.data.dataset import fingerprint
-from cifar_dist.data.folders import list_folder
 
 ARCHIVE, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-batches-py"  # torchvision's names in the data folder
 
@@ -29,13 +27,6 @@ class CacheState(NamedTuple):
     def damage(self) -> str:
         """Say what is wrong with a cache that is not whole."""
         return self.problem or f"its bytes have fingerprint {self.found[:12]}, written was {self.recorded[:12]}"
-
-
-def cache_folder(data: str, data_dir: Path) -> Path:
-    """Return where the set that `--data` names is kept decoded; raises `UserError`. `auto` means CIFAR-10 here."""
-    check_data_name(data)
-    key = {"auto": "cifar10", "cifar10": "cifar10", "synthetic": "synthetic"}.get(data)
-    return data_dir / "cache" / f"{key or f'folder-{list_folder(Path(data)).key}'}-v{VERSION}"
 
 
 def recorded_fingerprint(folder: Path) -> str:

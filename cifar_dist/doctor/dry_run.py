@@ -13,8 +13,7 @@ from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Split
-from cifar_dist.doctor.cached_data import cache_folder
+from cifar_dist.data import Split, cache_folder
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, ok, warning
 from cifar_dist.doctor.wire import finish

@@ -11,10 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cifar_dist.data import cache_folder
 from cifar_dist.doctor.cached_data import (
     ARCHIVE,
     UNPACKED,
-    cache_folder,
     folder_bytes,
     inspect_cache,
     recorded_fingerprint,

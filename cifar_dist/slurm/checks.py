@@ -8,7 +8,7 @@ from typing import Any
 
 from cifar_dist.cli.sweep import SweepOptions, find_file, prepare
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, TrainConfig, check_bounds, flag, option
-from cifar_dist.data.cache import VERSION
+from cifar_dist.data.cache import cached
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import check_batch
 from cifar_dist.options import resolve_train_config
@@ -132,7 +132,7 @@ def check_sweep(options: SubmitOptions, given: dict[str, Any]) -> tuple[int, str
 def data_notes(config: TrainConfig) -> list[str]:
     """Return what to do about a data set that the nodes would have to download."""
     data_dir = Path(config.data_dir)
-    there = [data_dir / "cache" / f"cifar10-v{VERSION}", data_dir / "cifar-10-python.tar.gz"]
+    there = [cached(data_dir, "cifar10"), data_dir / "cifar-10-python.tar.gz"]
     if config.data not in ("cifar10", "auto") or any(path.exists() for path in there):
         return []
     return [

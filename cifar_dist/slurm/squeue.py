@@ -7,9 +7,11 @@ whole cluster's jobs, is left out of some builds, and changes its types from rel
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_dist.config import flag
 from cifar_dist.errors import UserError
 from cifar_dist.slurm.sbatch import TEMPLATES
 
@@ -17,7 +19,6 @@ SEPARATOR = "\x1f"
 CODES = ("%F", "%K", "%A", "%j", "%T", "%r", "%N", "%M", "%l", "%k", "%o", "%Z")  # man squeue; in the order of `parse`
 MARK = "cifar_dist:"  # a job's comment: this and the pattern of its run folder
 SWEEP_TASK = "/%4a"
-OUTPUT_DIR = re.compile(r"--output[-_]dir[ =](\S+)")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Job:
         return self.task is not None and not self.task.isdigit()
 
 
-def ask() -> str:
+def squeue_lines() -> str:
     """Return squeue's lines about this user's jobs, with those that have just ended; raises `UserError`."""
     words = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--format={SEPARATOR.join(CODES)}"]
     try:
@@ -106,14 +107,24 @@ def run_folder(job: Job) -> Path | None:
     if job.comment.startswith(MARK):
         pattern = job.comment.removeprefix(MARK)
     else:
-        given, first = OUTPUT_DIR.findall(arguments), arguments.partition(" ")[0]
-        sweep = first if template == "sweep" and not first.startswith("-") else None
-        pattern = folder_pattern(given[-1] if given else None, sweep or None, job.task is not None)
+        words = arguments.split()  # squeue doesn't say where a word with spaces ends
+        sweep = words[0] if template == "sweep" and words and not words[0].startswith("-") else None
+        pattern = folder_pattern(option_value(words, "output_dir"), sweep, job.task is not None)
     return Path(job.directory) / fill(pattern, job.name, job.job_id, job.array_id, job.task)
 
 
+def option_value(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option of train.py, its last one, in any of its spellings: --output-dir X, --output_dir=X."""
+    value = None
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        option, equals, rest = word.partition("=")
+        if option.replace("_", "-") == flag(name):
+            value = rest if equals else following
+    return value
+
+
 def folder_pattern(output_dir: str | None, sweep: str | None, is_array: bool) -> str:
-    """Return where slurm/job.sh puts the run, as a pattern of `man sbatch`."""
+    """Return where a job puts its run, as a pattern of `man sbatch`."""
     folder = output_dir.replace("%", "%%") if output_dir else None
     if sweep:
         return (folder or "runs/" + Path(sweep).name.removesuffix(".yaml").replace("%", "%%")) + SWEEP_TASK

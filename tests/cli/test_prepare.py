@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cifar_dist.__main__ import main
-from cifar_dist.data import cache, load_dataset
-from cifar_dist.doctor.cached_data import cache_folder, inspect_cache
+from cifar_dist.data import cache, cache_folder, load_dataset
+from cifar_dist.doctor.cached_data import inspect_cache
 
 
 @pytest.fixture
@@ -90,10 +90,9 @@ def test_the_fingerprint_of_what_is_on_disk_is_the_sha256_of_classes_shapes_and_
 @pytest.mark.parametrize("data", ["cifar10", "synthetic"])
 def test_the_cache_is_looked_for_where_the_data_sets_put_it(data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("cifar_dist.data.load_cached", lambda data_dir, key, _: seen.append((data_dir, key)))
+    monkeypatch.setattr("cifar_dist.data.load_cached", lambda folder, _: seen.append(folder))
     load_dataset(data, tmp_path)
-    ((data_dir, key),) = seen
-    assert cache_folder(data, tmp_path) == data_dir / "cache" / f"{key}-v{cache.VERSION}"
+    assert seen == [cache_folder(data, tmp_path)] == [tmp_path / f"cache/{data}-v{cache.VERSION}"]
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,8 @@ from helpers.runs import ROOT, torchrun
 from cifar_dist.__main__ import main
 from cifar_dist.cli import doctor as doctor_command
 from cifar_dist.cli.doctor import MARKS, layout
-from cifar_dist.data import load_dataset
+from cifar_dist.data import cache_folder, load_dataset
 from cifar_dist.doctor import check, dry_run, machine, network, services, slurm_ranks, software, storage
-from cifar_dist.doctor.cached_data import cache_folder
 from cifar_dist.doctor.check import Check, Visit, examine
 from cifar_dist.doctor.lines import Answer, Line, each_host, ok, ranks
 from cifar_dist.doctor.wire import Meeting

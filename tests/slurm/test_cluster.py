@@ -64,15 +64,15 @@ def starts(path: Path) -> list[tuple[int, int]]:
     return [(start["from_step"], start["world_size"]) for start in read(path, "config.json")["starts"]]
 
 
-def check_that_it_went_on(job: Job, reference: Path) -> None:
+def check_that_it_went_on(job: Job, run: Path, reference: Path) -> None:
     """Assert that the job was requeued once and ended as one run with the weights of the uninterrupted one."""
     ended = job.ended()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.log
-    assert (summary := read(folder(job)))["status"] == "finished"
+    assert (summary := read(run))["status"] == "finished"
     assert summary["step"] == STEPS
-    assert [world_size for _, world_size in starts(folder(job))] == [2, 2]
-    assert 0 < starts(folder(job))[1][0] < STEPS
-    assert weights(folder(job)) == weights(reference)
+    assert [world_size for _, world_size in starts(run)] == [2, 2]
+    assert 0 < starts(run)[1][0] < STEPS
+    assert weights(run) == weights(reference)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -96,9 +96,10 @@ def test_two_jobs_on_the_same_nodes_run_side_by_side(two_at_once):
 
 
 def test_at_its_time_limit_a_job_is_requeued_and_ends_bit_for_bit_like_an_uninterrupted_one(lab, small, reference):
-    job = lab.submit("--nodes=2", "slurm/preemptible.sbatch", *small).training()
+    run = ["--output_dir", "runs/mine"]  # in train.py's other spelling
+    job = lab.submit("--nodes=2", "slurm/preemptible.sbatch", *small, *run).training()
     job.stop()
-    check_that_it_went_on(job, reference)
+    check_that_it_went_on(job, lab.checkout / "runs/mine", reference)
     assert "interrupted by SIGUSR1" in job.log
     assert "srun: error" not in job.log  # the launchers lived through the signal
     assert "requeue 1 of at most 20" in job.log
@@ -107,7 +108,7 @@ def test_at_its_time_limit_a_job_is_requeued_and_ends_bit_for_bit_like_an_uninte
 def test_a_job_that_is_preempted_by_a_more_important_one_goes_on_after_it(lab, small, reference):
     job = lab.submit("slurm/multinode.sbatch", *small).training()
     important = lab.submit("--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
-    check_that_it_went_on(job, reference)
+    check_that_it_went_on(job, folder(job), reference)
     assert "interrupted by SIGTERM" in job.log
     assert important.facts()["EndTime"] < job.facts()["StartTime"]
 
@@ -128,7 +129,7 @@ def test_a_lost_node_costs_no_more_than_what_came_after_the_last_checkpoint(lab,
     lab.node("crash", "node2")
     try:
         job.wait_for(lambda: job.facts()["JobState"] == "PENDING")
-        check_that_it_went_on(job, reference)
+        check_that_it_went_on(job, folder(job), reference)
         assert job.facts()["NodeList"] == "node[1,3]"
     finally:
         lab.node("start", "node2")

@@ -96,11 +96,12 @@ def submit(tmp_path) -> Callable[..., Ended]:
     """Run a template as Slurm would, on the first of its nodes."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": LAUNCHED}.items():
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'  # a link to it wouldn't find the environment's packages
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": LAUNCHED, "python": python}.items():
         (bin_ / name).write_text(text)
         (bin_ / name).chmod(0o755)
-    (bin_ / "python").symlink_to(sys.executable)
     (tmp_path / "slurm").symlink_to(SLURM)
+    (tmp_path / "cifar_dist").symlink_to(ROOT / "cifar_dist")
 
     def run(template: str, *words: str, nodes: int = 1, **environment: str) -> Ended:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PET_"))}
@@ -183,7 +184,14 @@ def test_the_site_names_the_environment_the_container_and_the_nodes_own_disk(sub
 
 
 @pytest.mark.parametrize(
-    "given", ["--output-dir runs/mine", "--output-dir=runs/mine", "--output-dir a --output-dir runs/mine"]
+    "given",
+    [
+        "--output-dir runs/mine",
+        "--output-dir=runs/mine",
+        "--output_dir runs/mine",
+        "--output_dir=runs/mine",
+        "--output-dir a --output_dir runs/mine",
+    ],
 )
 @pytest.mark.parametrize(("status", "exits"), [("finished", 0), ("interrupted", 75), ("running", 1), ("failed", 1)])
 def test_a_job_ends_as_the_run_in_the_folder_that_was_given(submit, tmp_path, given, status, exits):
