@@ -54,7 +54,7 @@ CASES = {
     "resnet20 virtual on 3": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last", 3),
     "muon": Case(
         "--model speednet --model-options width=24 --optimizer muon --lr 0.1 --augment shift alternate --schedule linear "
-        "--warmup 0 --limit-train 96 --epochs 2 --early-size 24 --tta"
+        "--warmup 0 --batch-size 100 --limit-train 200 --epochs 2 --early-size 24 --tta"  # 100: both had lr 0.1 for the rest
     ),
     "som": Case("--recipe pandey2020 --model som --model-options rows=4 columns=4"),
     "bf16": Case("--model zhang --mixed-precision bf16"),

@@ -99,14 +99,17 @@ class TrainConfig:
     lr: float = option(0.1, "peak learning rate", must_be=POSITIVE)
     momentum: float = option(0.9, "momentum of SGD", only_with=("optimizer", ("sgd", "muon")), must_be=NOT_NEGATIVE)
     nesterov: bool = option(False, "Nesterov's momentum", only_with=("optimizer", ("sgd",)))
-    bias_lr: float = option(
-        0.1,
-        "peak learning rate of biases and norms; --lr is that of convolutions",
+    bias_lr_per_image: float = option(
+        0.001,
+        "peak learning rate of biases and norms over --batch-size; --lr is that of convolutions",
         only_with=("optimizer", ("muon",)),
         must_be=POSITIVE,
     )
-    head_lr: float = option(
-        0.1, "peak learning rate of linear layers", only_with=("optimizer", ("muon",)), must_be=POSITIVE
+    head_lr_per_image: float = option(
+        0.001,
+        "peak learning rate of linear layers over --batch-size",
+        only_with=("optimizer", ("muon",)),
+        must_be=POSITIVE,
     )
     weight_decay: float = option(
         0.0,
@@ -259,6 +262,9 @@ class TrainConfig:
         """Return what `to_dict` wrote, perhaps in another version: names that aren't known any more are left out."""
         known = {f.name for f in fields(cls)}
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in known}
+        for name in ("bias_lr", "head_lr"):  # until November 2026, for the whole batch
+            if name in recorded and f"{name}_per_image" not in recorded:
+                options[f"{name}_per_image"] = recorded[name] / recorded["batch_size"]
         return cls(**options)
 
 
@@ -272,8 +278,9 @@ GROUPS = {  # of --help: every field once, the everyday ones first
         *("normalize", "early_size"),
     ),
     "optimisation": (
-        *("optimizer", "momentum", "nesterov", "bias_lr", "head_lr", "weight_decay", "decay_all", "label_smoothing"),
-        *("max_grad_norm", "steps", "drop_last", "schedule", "warmup", "milestones", "step_epochs", "lr_factor"),
+        *("optimizer", "momentum", "nesterov", "bias_lr_per_image", "head_lr_per_image", "weight_decay", "decay_all"),
+        *("label_smoothing", "max_grad_norm", "steps", "drop_last", "schedule", "warmup", "milestones", "step_epochs"),
+        "lr_factor",
     ),
     "devices and speed": (
         *(

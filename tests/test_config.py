@@ -60,3 +60,10 @@ def test_a_resume_may_change_speed_but_not_results():
     del recorded["early_size"]  # of a version that didn't have it
     assert changed_fields(recorded, CONFIG) == []
     assert changed_fields(recorded, replace(CONFIG, early_size=24)) == ["early_size"]
+
+
+def test_rates_that_were_recorded_for_the_whole_batch_are_read_as_those_of_an_image():
+    recorded = {"epochs": 10, "batch_size": 2000, "optimizer": "muon", "bias_lr": 106.0, "head_lr": 1340.0}
+    config = TrainConfig.from_dict(recorded)
+    assert (config.bias_lr_per_image, config.head_lr_per_image) == (0.053, 0.67)
+    assert not changed_fields(recorded, config)

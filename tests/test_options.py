@@ -82,8 +82,8 @@ def test_values_of_every_kind_are_read():
         ("resnet20", "unexpected argument 'resnet20'"),
         ("--model lenet --recipe he2016", "recipe he2016 is for resnet20, .* not lenet"),
         ("--optimizer adam --momentum 0.5", "--momentum has no effect with --optimizer adam; it needs sgd or muon"),
-        ("--bias-lr 0.5", "--bias-lr has no effect with --optimizer sgd; it needs muon"),
-        ("--head-lr 0.5", "--head-lr has no effect with --optimizer sgd; it needs muon"),
+        ("--bias-lr-per-image 0.5", "--bias-lr-per-image has no effect with --optimizer sgd; it needs muon"),
+        ("--head-lr-per-image 0.5", "--head-lr-per-image has no effect with --optimizer sgd; it needs muon"),
         ("--optimizer muon --nesterov", "--nesterov has no effect with --optimizer muon; it needs sgd"),
         (
             "--optimizer muon --decay-all",

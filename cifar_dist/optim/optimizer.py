@@ -1,32 +1,12 @@
 """The optimizer, its parameter groups, and the moving average of the weights."""
 
-import inspect
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.optim import muon
-
-Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
-
-
-def unwrapped(kind: type[Kind]) -> type[Kind]:
-    """Return the same optimizer without what torch puts around its methods: hooks, and what keeps its compiler out of them.
-
-    For that it imports the compiler, a sixth of a start. And around small steps they take as long as the step itself.
-    """
-    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    methods["step"] = torch.no_grad()(methods["step"])
-    methods["step"].hooked = True  # as torch marks what it has wrapped
-    return cast(type[Kind], type(kind.__name__, (kind,), methods))
-
-
-SGD, Adam = unwrapped(torch.optim.SGD), unwrapped(torch.optim.Adam)
-AdamW, Muon = unwrapped(torch.optim.AdamW), unwrapped(muon.Muon)
-
+from cifar_dist.optim.muon import Muon
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW; weight decay on tensors of two or more dimensions, or on all with `decay_all`. Or `muon_groups`."""
@@ -42,15 +22,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         # A first step that overflows, as fp16's does, leaves the fused kernel a momentum of whatever was in memory.
         fused = config.mixed_precision != "fp16"
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    return {"adam": Adam, "adamw": AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
 
 
 def muon_groups(parameters: list[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """Return filters, vectors and matrices, each with its peak lr; weight decay is a share of a weight at the peak, filters have none."""
+    """Return filters, vectors and matrices as groups, each with its peak lr.
+
+    Filters don't decay. Of the others each step takes `config.weight_decay` of the weight at the peak lr, whatever that is.
+    """
     groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim == 4], "orthogonal": True}]
-    for dimensions, lr in ((1, config.bias_lr), (2, config.head_lr)):
-        chosen = [p for p in parameters if p.ndim == dimensions]
+    for dimensions, lr_per_image in ((1, config.bias_lr_per_image), (2, config.head_lr_per_image)):
+        chosen, lr = [p for p in parameters if p.ndim == dimensions], lr_per_image * config.batch_size
         groups.append({"params": chosen, "lr_ratio": lr / config.lr, "weight_decay": config.weight_decay / lr})
     return [group for group in groups if group["params"]]
 

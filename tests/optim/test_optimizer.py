@@ -32,10 +32,21 @@ def test_every_optimizer_can_be_asked_for(name, kind):
     assert optimizer.param_groups[0]["lr"] == 0.3
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_an_optimizers_hooks_fire(name):
+    model, called = build_model("lenet"), []
+    optimizer = build_optimizer(model, TrainConfig(epochs=1, optimizer=name))
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    assert called == ["before", "after"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
-def test_an_unwrapped_optimizer_takes_bit_for_bit_the_steps_of_torchs_own(name, kind):
+def test_an_optimizer_takes_bit_for_bit_the_steps_of_torchs_own(name, kind):
     """Also after its state went through a checkpoint, and with no gradient of its own steps."""
     torch.manual_seed(0)
     models = [build_model("lenet") for _ in range(2)]
@@ -77,7 +88,16 @@ def test_the_moving_average_equals_the_sum_written_out():
     assert not any(p.requires_grad for p in ema.module.parameters())
 
 
-MUON = TrainConfig(epochs=1, optimizer="muon", lr=0.24, momentum=0.85, bias_lr=12.0, head_lr=60.0, weight_decay=0.02)
+MUON = TrainConfig(
+    epochs=1,
+    batch_size=100,
+    optimizer="muon",
+    lr=0.24,
+    momentum=0.85,
+    bias_lr_per_image=0.12,
+    head_lr_per_image=0.6,
+    weight_decay=0.02,
+)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

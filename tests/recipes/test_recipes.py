@@ -1,10 +1,12 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from cifar_dist.inputs.plan import BatchPlan
-from cifar_dist.models import MODELS
+from cifar_dist.models import MODELS, build_model
 from cifar_dist.optim.muon import MOMENTUM
+from cifar_dist.optim.optimizer import build_optimizer, set_lr
 from cifar_dist.recipes import ATTEMPTS, PUBLISHED, RECIPES, models_of
 
 
@@ -112,12 +114,20 @@ def test_speed94_is_as_in_the_script_whose_loss_is_a_sum_over_the_batch():
         0.85,
         0.6,
     )
-    assert (c.bias_lr, c.head_lr, c.weight_decay) == pytest.approx((0.053 * 2000, 0.67 * 2000, 2e-6 * 2000))
+    assert (c.bias_lr_per_image, c.head_lr_per_image, c.weight_decay) == (0.053, 0.67, 2e-6 * 2000)
     assert (c.epochs, c.batch_size, c.drop_last, c.val_fraction) == (10, 2000, True, 0)  # the script's epochs are 8
     assert BatchPlan.from_config(c, 50_000, 1).total_steps == 250
     assert (c.label_smoothing, c.schedule, c.warmup, c.tta) == (0.2, "linear", 0, True)
     assert set(c.augment) == {"shift", "alternate"}
     assert (c.early_size, c.mixed_precision) == (24, "auto")  # ours, not the script's
+
+
+@pytest.mark.parametrize(("batch_size", "rates"), [(2000, [0.24, 106.0, 1340.0]), (500, [0.24, 26.5, 335.0])])
+def test_the_rates_of_speed94s_biases_and_head_follow_the_batch(batch_size, rates):
+    config = replace(RECIPES["speed94"](None), batch_size=batch_size)
+    optimizer = build_optimizer(build_model("speednet"), config)
+    set_lr(optimizer, config.lr)
+    assert [group["lr"] for group in optimizer.param_groups] == rates
 
 
 def test_every_published_number_belongs_to_a_recipe_and_one_of_its_models():
