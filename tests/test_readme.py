@@ -10,6 +10,7 @@ import pytest
 from helpers.runs import ROOT
 
 from cifar_dist.__main__ import main as package_main
+from cifar_dist.cli import COMMANDS as PACKAGE_COMMANDS
 from cifar_dist.inputs.augment import AUGMENTATIONS
 from cifar_dist.models import MODELS
 from cifar_dist.randomness import Purpose
@@ -49,6 +50,11 @@ def test_every_model_recipe_and_augmentation_is_named(name):
     assert word in README
 
 
+@pytest.mark.parametrize("command", PACKAGE_COMMANDS)
+def test_every_command_is_named(command):
+    assert f"python -m cifar_dist {command}" in README
+
+
 def walkthrough_hunks() -> list[tuple[str, str, str]]:
     """The diffs of CONTRIBUTING.md: (path, the lines it finds, the lines it leaves)."""
     hunks: list[tuple[str, str, str]] = []
@@ -86,7 +92,7 @@ def test_every_command_of_the_package_runs(line, train, tmp_path, monkeypatch, c
     (tmp_path / "my-sweep.yaml").write_text(textwrap.dedent(example[1]))
     monkeypatch.chdir(tmp_path)
     words = line.split("#")[0].split()
-    if words[0] == "compare":
+    if words[0] in ("compare", "report"):
         train("--steps", "2", name="runs/NAME")
     assert package_main([*words, "--dry-run"] if words[0] == "sweep" else words) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 3

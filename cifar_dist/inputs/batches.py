@@ -58,7 +58,7 @@ class Batches:
 
         def gather(places: Tensor) -> tuple[Tensor, Tensor]:
             visits = Visits(places + first, order[places], epoch)
-            pixels, targets = self.split.gather(visits.numbers)
+            pixels, targets = self.split.gather(visits.indices)
             return augment(pixels, visits, config.augment, config.seed, self.normalize), targets
 
         positions = places + first

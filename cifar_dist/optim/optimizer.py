@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cifar_dist.config import TrainConfig
 from cifar_dist.optim.muon import Muon
 
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW; weight decay on tensors of two or more dimensions, or on all with `decay_all`. Or `muon_groups`."""
     parameters = [p for p in model.parameters() if p.requires_grad]

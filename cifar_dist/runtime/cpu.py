@@ -15,8 +15,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def prepare_cpu(config: TrainConfig, world_size: int, cores: int) -> None:
     """Set this process up, one of `world_size`, that has `cores` to itself. Before it uses other threads."""
     keep_memory()
-    # Numbers below 1e-38 are computed with some ten times as slowly, and weight decay makes more and more of them. Other
-    # threads inherit this when they start.
+    # Operations on numbers below 1e-38 take about ten times as long, and weight decay makes more and more of them. Such
+    # numbers become 0. Threads inherit this when they start.
     torch.set_flush_denormal(True)
     torch.set_num_threads(config.threads or worthwhile_threads(config, world_size, cores))
 

@@ -114,10 +114,10 @@ def test_a_shift_equals_reflecting_and_slicing_each_image_and_every_offset_occur
     assert {image.numpy().tobytes() for image in many} == {window.tobytes() for window in offsets.values()}
 
 
-def mirrored(numbers: torch.Tensor, epoch: int, seed: int = 3) -> torch.Tensor:
-    """Which of `numbers` `alternate` mirrors, seen in the pixels."""
-    images = torch.arange(6.0).view(1, 1, 2, 3).expand(len(numbers), -1, -1, -1)
-    results = alternate(images, numbers, epoch, seed)
+def mirrored(indices: torch.Tensor, epoch: int, seed: int = 3) -> torch.Tensor:
+    """Which of `indices` `alternate` mirrors, seen in the pixels."""
+    images = torch.arange(6.0).view(1, 1, 2, 3).expand(len(indices), -1, -1, -1)
+    results = alternate(images, indices, epoch, seed)
     flipped = (results == images.flip(-1)).flatten(1).all(dim=1)
     assert torch.equal(flipped, ~(results == images).flatten(1).all(dim=1))
     return flipped
@@ -125,16 +125,16 @@ def mirrored(numbers: torch.Tensor, epoch: int, seed: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 7])
 def test_of_two_epochs_in_a_row_exactly_one_mirrors_an_image(epoch):
-    numbers = torch.arange(10_000)
-    assert torch.equal(mirrored(numbers, epoch), ~mirrored(numbers, epoch + 1))
-    assert 4800 < mirrored(numbers, epoch).sum() < 5200  # 5,000 give or take four standard deviations
+    indices = torch.arange(10_000)
+    assert torch.equal(mirrored(indices, epoch), ~mirrored(indices, epoch + 1))
+    assert 4800 < mirrored(indices, epoch).sum() < 5200  # 5,000 give or take four standard deviations
 
 
 def test_which_images_alternate_depends_on_the_seed_and_the_image_and_not_on_the_order():
-    numbers = torch.arange(10_000)
+    indices = torch.arange(10_000)
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(mirrored(numbers[order], 4), mirrored(numbers, 4)[order])
-    agreeing = (mirrored(numbers, 4, seed=8) == mirrored(numbers, 4)).sum()
+    assert torch.equal(mirrored(indices[order], 4), mirrored(indices, 4)[order])
+    agreeing = (mirrored(indices, 4, seed=8) == mirrored(indices, 4)).sum()
     assert 4800 < agreeing < 5200
     pixels, positions = PIXELS[:1].expand(50, -1, -1, -1), torch.arange(50)
     elsewhere = [

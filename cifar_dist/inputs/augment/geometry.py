@@ -41,13 +41,13 @@ def windows(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) 
     return views[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def alternate(images: Tensor, numbers: Tensor, epoch: int, seed: int) -> Tensor:
+def alternate(images: Tensor, indices: Tensor, epoch: int, seed: int) -> Tensor:
     """Mirror a random half of the images in even epochs and the others in odd ones (Jordan 2024, section 3.6).
 
-    So that two epochs show both sides of every image, which independent draws do for half of them. `numbers` (B,) int64 are
+    So that two epochs show both sides of every image, which independent draws do for half of them. `indices` (B,) int64 are
     those of the images in the training set.
     """
-    mirrored = random_integers(seed, Purpose.FIRST_FLIP, numbers, 2) != epoch % 2
+    mirrored = random_integers(seed, Purpose.FIRST_FLIP, indices, 2) != epoch % 2
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 

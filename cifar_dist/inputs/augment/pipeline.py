@@ -29,7 +29,7 @@ class Visits(NamedTuple):
     """Which images are seen, and when."""
 
     positions: Tensor  # (B,) int64: global sample positions, one for each visit of an image
-    numbers: Tensor  # (B,) int64: of the images in the training set
+    indices: Tensor  # (B,) int64: of the images in the training set
     epoch: int
 
 
@@ -57,5 +57,5 @@ def augment(pixels: Tensor, visits: Visits, names: Sequence[str], seed: int, nor
         if name in GEOMETRY:
             images = GEOMETRY[name](images, visits.positions, seed)
         elif name == ALTERNATE:
-            images = alternate(images, visits.numbers, visits.epoch, seed)
+            images = alternate(images, visits.indices, visits.epoch, seed)
     return images

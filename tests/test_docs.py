@@ -1,0 +1,59 @@
+"""Every path that the documents name is there, and defines what stands beside it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.runs import ROOT
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PERFORMANCE.md", "docs/EXPERIMENTS.md")
+FOLDERS = sorted(path.name for path in (ROOT / "cifar_dist").iterdir() if path.is_dir() and path.name != "__pycache__")
+ROOTS = "|".join([*FOLDERS, "cifar_dist", "tests", "benchmarks", "docs", "launch"])
+PATH = re.compile(rf"(?<![\w/.-])(?:(?:{ROOTS})/[\w/]*(?:\.\w+)?|[\w/]+\.py)(?![\w/-])")
+NAMED = re.compile(r"`([\w/]+\.py)`[ ,]*\(((?:`\w+`(?:, )?)+)\)|\(`([\w/]+\.py)`, ((?:`\w+`(?:, )?)+)\)")
+OTHERS = ("airbench94_muon.py", "slurm/site.sh")  # another project's; the user's own
+
+
+def text_of(document: str) -> str:
+    """Return a document without its diffs, which add what isn't there."""
+    return re.sub(r"```diff.*?```", "", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+def place_of(name: str) -> Path | None:
+    """Return the file or folder that a document means by `name`."""
+    places = (ROOT / "cifar_dist" / name, ROOT / name)
+    return next((path for path in places if path.exists()), None)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_is_there(document):
+    named = {name for name in PATH.findall(text_of(document)) if name not in OTHERS}
+    assert [name for name in sorted(named) if place_of(name) is None] == []
+    assert named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_defines_what_stands_beside_it(document):
+    for path, names, other_path, other_names in NAMED.findall(text_of(document)):
+        place = place_of(path or other_path)
+        assert place is not None, path
+        source = place.read_text()
+        for name in re.findall(r"\w+", names or other_names):
+            assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b.* = ", source, re.MULTILINE), (place, name)
+
+
+def test_the_map_names_what_each_row_sends_to():
+    rows = re.findall(r"^\| .* \| (.*`.*) \|$", text_of("docs/ARCHITECTURE.md").split("## Where do I change")[1], re.M)
+    assert len(rows) > 25
+    assert all(PATH.search(row) for row in rows if "--" not in row)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "launch/README.md", "slurm/README.md"])
+def test_sentences_are_short_enough_to_be_read_once(document):
+    """180 characters. Tables, code, and lists of figures are read otherwise."""
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", text_of(document)):
+        if paragraph.lstrip().startswith(("|", "#")) or paragraph.startswith("    "):
+            continue
+        prose = re.sub(r"\]\([^)]*\)|`[^`]*`", "", " ".join(paragraph.split()))
+        for sentence in re.split(r"(?<=[.!?:;])\s+", prose):
+            assert len(sentence) <= 180, sentence
