@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from cifar_dist.record.lines import EvalLine, TrainLine
 from cifar_dist.text import clock, option_text, percent
 
 if TYPE_CHECKING:  # commands that load no data need no torch
+    from torch import Tensor
+
     from cifar_dist.data.dataset import Dataset
     from cifar_dist.data.splits import Splits
     from cifar_dist.inputs.plan import BatchPlan
-    from cifar_dist.training.metrics import EvalResult
 
 REFRESH_S = 0.25
 
@@ -113,19 +115,17 @@ class Console:
             self._progress.stop()
             self._progress = None
 
-    def result_table(self, result: "EvalResult", classes: tuple[str, ...], title: str) -> None:
-        """Print accuracy per class, and in all."""
+    def result_table(self, classes: Sequence[str], confusion: "Tensor", second: "Tensor", title: str) -> None:
+        """Print accuracy per class, and in all: `confusion` (K, K) and `second` (K,) as of an `EvalResult`."""
         table = Table(title=title, title_justify="left")
         for name in ("class", "images", "correct", "accuracy", "second guess", "top-2"):
             table.add_column(name, justify="left" if name == "class" else "right")
-        totals, correct = result.confusion.sum(dim=1).tolist(), result.confusion.diagonal().tolist()
-        rows = list(zip(classes, totals, correct, result.second.tolist(), strict=True))
-        for name, n, first, second in [*rows, ("all", sum(totals), sum(correct), int(result.second.sum()))]:
-            shares = (percent(count / n if n else None) for count in (first, first + second))
-            accuracy, top2 = shares
+        columns = [counts.tolist() for counts in (confusion.sum(dim=1), confusion.diagonal(), second)]
+        for name, n, hits, near in [*zip(classes, *columns, strict=True), ("all", *map(sum, columns))]:
+            accuracy, top2 = (percent(count / n if n else None) for count in (hits, hits + near))
             if name == "all":
                 table.add_section()
-            cells = (escape(name), str(n), str(first), accuracy, str(second), top2)
+            cells = (escape(name), str(n), str(hits), accuracy, str(near), top2)
             table.add_row(*cells, style="bold" if name == "all" else None)
         self.rich.print(table)
 

@@ -91,7 +91,9 @@ def _evaluate(argv: Sequence[str]) -> int:
 
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
     result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
-    console.result_table(result, dataset.classes, f"{about['model']}, {options.split} images of {dataset.name}")
+    console.result_table(
+        dataset.classes, result.confusion, result.second, f"{about['model']}, {options.split} images of {dataset.name}"
+    )
     shares = f"accuracy {percent(result.accuracy)}, top-2 {percent(result.top2_accuracy)}"
     console.say(f"{shares}, loss {result.loss:.4f} on {result.num_images:,} images")
     record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}

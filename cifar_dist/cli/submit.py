@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cifar_dist.cli import command_parser
-from cifar_dist.cli.sweep import SweepOptions
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
@@ -20,6 +19,7 @@ from cifar_dist.record.repeats import without
 from cifar_dist.slurm.checks import OF_SWEEP, SubmitOptions, check_place, check_run, check_sweep, clashes, data_notes
 from cifar_dist.slurm.sbatch import Submission, directives, resources, site_environment
 from cifar_dist.slurm.squeue import MARK, SWEEP_TASK, fill, folder_pattern
+from cifar_dist.sweep.prepare import SweepOptions
 
 
 @dataclass(frozen=True)

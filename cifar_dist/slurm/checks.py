@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cifar_dist.cli.sweep import SweepOptions, find_file, prepare
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, TrainConfig, check_bounds, flag, option
 from cifar_dist.data.cache import cached
 from cifar_dist.errors import UserError
@@ -15,6 +14,7 @@ from cifar_dist.options import resolve_train_config
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.repeats import without
 from cifar_dist.slurm import sbatch
+from cifar_dist.sweep.prepare import SweepOptions, find_file, prepare
 from cifar_dist.sweep.study import check_record
 from cifar_dist.training.preflight import check_early
 from cifar_dist.training.resume import recorded_config

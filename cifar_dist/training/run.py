@@ -186,7 +186,9 @@ def test(run: Run) -> None:
 
     on_main(write)
     if result:
-        run.console.result_table(result, classes, f"test on {trainer.dataset.name}, weights of step {best_step}")
+        run.console.result_table(
+            classes, result.confusion, result.second, f"test on {trainer.dataset.name}, weights of step {best_step}"
+        )
     run.console.synthetic_note(trainer.dataset.synthetic)
     run.console.say(f"run folder   {run.folder.path}")
 
@@ -225,7 +227,8 @@ def show_finished(console: Console, path: Path, summary: Summary) -> None:
     """Show the result of a run that has nothing left to do."""
     if test := summary["test"]:
         title = f"test on {summary['dataset']}, weights of step {summary['best_step']}"
-        console.result_table(EvalResult.from_record(test), tuple(test["per_class_accuracy"]), title)
+        result = EvalResult.from_record(test)
+        console.result_table(tuple(test["per_class_accuracy"]), result.confusion, result.second, title)
     else:
         console.warn(f"it was not tested; accelerate launch eval.py --checkpoint {path} does")
     console.synthetic_note(summary["synthetic"])

@@ -30,6 +30,7 @@ from cifar_dist.processes import Children
 from cifar_dist.recipes import ATTEMPTS, RECIPES
 from cifar_dist.record.repeats import varying
 from cifar_dist.sweep.file import OPTIONS, read_sweep
+from cifar_dist.sweep.prepare import SHIPPED, resolve
 from cifar_dist.sweep.ranking import Result, rank
 from cifar_dist.sweep.space import Parameter, Sweep, list_runs, unit
 from cifar_dist.sweep.study import Study, exit_status, record, slot_environments
@@ -402,8 +403,8 @@ def test_each_of_several_runs_at_a_time_gets_a_gpu(monkeypatch):
 
 
 def shipped(name: str, **fixed) -> list[dict]:
-    sweep = read_sweep(command.SHIPPED[name].read_text(), name)
-    return command.resolve(list_runs(sweep, fixed), sweep.metric)
+    sweep = read_sweep(SHIPPED[name].read_text(), name)
+    return resolve(list_runs(sweep, fixed), sweep.metric)
 
 
 def test_ghasemis_sweep_is_his_table():
@@ -424,10 +425,10 @@ def test_sengars_sweep_is_a_grid_with_five_folds():
     assert len(shipped("sengar2024", folds=3)) == 6 * 3
 
 
-@pytest.mark.parametrize("name", command.SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_file_is_what_a_wandb_agent_can_run(name):
     """An agent draws the values and starts train.py with --key=value: no list, no fold left to us."""
-    content = yaml.safe_load(command.SHIPPED[name].read_text())
+    content = yaml.safe_load(SHIPPED[name].read_text())
     assert {"method", "metric", "parameters"} == set(content)
     assert set(content["metric"]) == {"name", "goal"}
     for description in content["parameters"].values():
