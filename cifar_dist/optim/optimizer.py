@@ -1,12 +1,30 @@
 """The optimizer, its parameter groups, and the moving average of the weights."""
 
-from typing import Any
+import inspect
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.optim.muon import Muon
+from cifar_dist.optim import muon
+
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def without_compiler(kind: type[Kind]) -> type[Kind]:
+    """Return the same optimizer without what keeps torch's compiler out of its methods; its hooks stay.
+
+    To be kept out, the compiler is imported, which takes a fifth of a start (docs/PERFORMANCE.md). Nothing here is compiled.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])  # torch puts its hooks around it in the first constructor
+    return cast(type[Kind], type(kind.__name__, (kind,), methods))
+
+
+SGD, Adam = without_compiler(torch.optim.SGD), without_compiler(torch.optim.Adam)
+AdamW, Muon = without_compiler(torch.optim.AdamW), without_compiler(muon.Muon)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -23,8 +41,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "sgd":
         # A first step that overflows, as fp16's does, leaves the fused kernel a momentum of whatever was in memory.
         fused = config.mixed_precision != "fp16"
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    return {"adam": Adam, "adamw": AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
 
 
 def muon_groups(parameters: list[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:

@@ -22,7 +22,6 @@ from helpers.runs import ROOT
 from helpers.runs import Result as Run
 
 from cifar_dist.__main__ import main
-from cifar_dist.cli import sweep as command
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
 from cifar_dist.options import resolve_train_config, to_words
