@@ -151,7 +151,7 @@ def fork(source: Path, step: int | None, path: Path) -> None:
 def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
     """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it.
 
-    Waits for a moment: `runlog.in_use` holds the lock while it looks.
+    Waits for a moment: `record.folder.in_use` holds the lock while it looks.
     """
     try:
         return acquire(path / LOCK_FILE, timeout_s)
