@@ -50,8 +50,8 @@ CASES = {
     "resnet20": Case(f"{RESNET} --ema-decay 0.9"),
     "resnet20 on 3": Case(RESNET, 3),
     "resnet20 sync on 3": Case(f"{RESNET} --batch-norm sync", 3),
-    "resnet20 virtual": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last"),
-    "resnet20 virtual on 3": Case(f"{RESNET} --batch-norm virtual --virtual-shards 6 --drop-last", 3),
+    "resnet20 exact": Case(f"{RESNET} --exact-shards 6"),
+    "resnet20 exact on 3": Case(f"{RESNET} --exact-shards 6", 3),
     "muon": Case(
         "--model speednet --model-options width=24 --optimizer muon --lr 0.1 --augment shift alternate --schedule linear "
         "--warmup 0 --batch-size 100 --limit-train 200 --epochs 2 --early-size 24 --tta"  # 100: both had lr 0.1 for the rest

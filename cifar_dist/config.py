@@ -145,14 +145,13 @@ class TrainConfig:
         must_be=POSITIVE,
     )
 
-    batch_norm: Literal["process", "sync", "virtual"] = option(
-        "process", "statistics over: each process's micro-batch, all processes together, or fixed virtual shards"
-    )
-    virtual_shards: int = option(
-        8,
-        "shards of the global batch; a multiple of the number of processes",
-        only_with=("batch_norm", ("virtual",)),
+    exact_shards: int | None = option(
+        None,
+        "the same bits on any number of processes up to this one: a batch in so many parts, summed in one order",
         must_be=POSITIVE,
+    )
+    batch_norm: Literal["process", "sync"] = option(
+        "process", "statistics over: each process's micro-batch (or exact shard), or all processes together"
     )
 
     seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=SEED)
@@ -217,7 +216,7 @@ class TrainConfig:
 
     def _rules(self) -> list[tuple[bool, str]]:
         """Rules that join several options: (what must hold, what to say when it doesn't)."""
-        virtual = self.batch_norm == "virtual"
+        exact = self.exact_shards is not None
         rising = list(self.milestones) == sorted(set(self.milestones)) and all(0 < m < 1 for m in self.milestones)
         return [
             (
@@ -240,16 +239,20 @@ class TrainConfig:
             (rising, f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}"),
             (not self.nesterov or self.momentum > 0, "--nesterov needs a --momentum greater than 0"),
             (
-                not virtual or self.micro_batch_size is None,
-                "with --batch-norm virtual the shards are the micro-batches; leave --micro-batch-size out",
+                not exact or self.micro_batch_size is None,
+                "with --exact-shards the shards are the micro-batches; leave --micro-batch-size out",
             ),
             (
-                not virtual or self.gradient_compression == "no",
-                "--gradient-compression bf16 has no effect with --batch-norm virtual, which adds up in float64; leave one out",
+                not exact or self.gradient_compression == "no",
+                "--gradient-compression bf16 has no effect with --exact-shards, whose sums are in float32; leave one out",
             ),
             (
-                not virtual or self.virtual_shards <= self.batch_size,
-                f"--batch-size {self.batch_size} can't be cut into --virtual-shards {self.virtual_shards}; use fewer",
+                not exact or self.batch_norm == "process",
+                "--batch-norm sync has no effect with --exact-shards, where each shard is normalised; leave one out",
+            ),
+            (
+                (self.exact_shards or 1) <= self.batch_size,
+                f"--batch-size {self.batch_size} can't be cut into --exact-shards {self.exact_shards}; use fewer",
             ),
         ]
 
@@ -265,6 +268,8 @@ class TrainConfig:
         for name in ("bias_lr", "head_lr"):  # until November 2026, for the whole batch
             if name in recorded and f"{name}_per_image" not in recorded:
                 options[f"{name}_per_image"] = recorded[name] / recorded["batch_size"]
+        if recorded.get("batch_norm") == "virtual":
+            options |= {"batch_norm": "process", "exact_shards": recorded["virtual_shards"]}
         return cls(**options)
 
 
@@ -272,7 +277,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "everyday options": (
         *("model", "recipe", "data", "epochs", "batch_size", "lr", "augment", "seed", "output_dir", "resume"),
     ),
-    "model": ("model_options", "batch_norm", "virtual_shards", "ema_decay"),
+    "model": ("model_options", "batch_norm", "exact_shards", "ema_decay"),
     "data": (
         *("data_dir", "val_fraction", "test_fraction", "folds", "fold", "split_seed", "limit_train", "limit_eval"),
         *("normalize", "early_size"),

@@ -26,8 +26,9 @@ CONFIG = TrainConfig(epochs=1)
         ({"folds": 3, "fold": 3}, "--fold 0 to 2 of --folds 3"),
         ({"model": "som", "label_smoothing": 0.1}, "som sees no labels while it trains"),
         ({"model": "som", "augment": ("crop", "mixup")}, "som sees no labels while it trains"),
-        ({"batch_norm": "virtual", "micro_batch_size": 4}, "leave --micro-batch-size out"),
-        ({"batch_norm": "virtual", "batch_size": 4}, "can't be cut into --virtual-shards 8"),
+        ({"exact_shards": 8, "micro_batch_size": 4}, "leave --micro-batch-size out"),
+        ({"exact_shards": 8, "batch_size": 4}, "can't be cut into --exact-shards 8"),
+        ({"exact_shards": 8, "batch_norm": "sync"}, "each shard is normalised; leave one out"),
     ],
 )
 def test_a_broken_rule_gives_the_values_and_the_rule(change, message):
@@ -67,3 +68,11 @@ def test_rates_that_were_recorded_for_the_whole_batch_are_read_as_those_of_an_im
     config = TrainConfig.from_dict(recorded)
     assert (config.bias_lr_per_image, config.head_lr_per_image) == (0.053, 0.67)
     assert not changed_fields(recorded, config)
+
+
+def test_virtual_shards_that_were_recorded_are_read_as_exact_ones():
+    recorded = {"epochs": 10, "batch_norm": "virtual", "virtual_shards": 12}
+    config = TrainConfig.from_dict(recorded)
+    assert (config.batch_norm, config.exact_shards) == ("process", 12)
+    assert not changed_fields(recorded, config)
+    assert TrainConfig.from_dict({"epochs": 10, "batch_norm": "process", "virtual_shards": 8}).exact_shards is None

@@ -89,7 +89,6 @@ def test_values_of_every_kind_are_read():
             "--optimizer muon --decay-all",
             "--decay-all has no effect with --optimizer muon; it needs sgd or adam or adamw",
         ),
-        ("--virtual-shards 4", "--virtual-shards has no effect with --batch-norm process; it needs virtual"),
         ("--milestones 0.5", "--milestones has no effect with --schedule cosine; it needs multistep"),
     ],
 )

@@ -44,8 +44,7 @@ class Batches:
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """Yield the micro-batches of `step`, counted from 0; some may be empty."""
-        _, places = self.plan.batch(step)
-        for i in range(self.plan.accumulation(len(places))):
+        for i in range(len(self.plan.micro_batches(step, self.rank))):
             if (step, i) not in self._ready:
                 self._ready = self._make(step, i)
             yield self._ready.pop((step, i))

@@ -9,6 +9,7 @@ from torch import Tensor
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.randomness import Purpose, random_bits
+from cifar_dist.text import count
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ class BatchPlan:
     batch_size: int
     world_size: int
     micro_batch_size: int | None
-    virtual_shards: int | None
+    shards: int | None  # of a whole global batch, fixed; None where each rank's share is cut instead
     synchronised: bool
     total_steps: int
     steps_per_epoch: int
@@ -43,15 +44,10 @@ class BatchPlan:
     def from_config(cls, config: TrainConfig, num_images: int, world_size: int) -> "BatchPlan":
         """Raises `UserError` where the batch can't be cut."""
         check_batch(config, world_size)
-        size, shards = config.batch_size, config.virtual_shards if config.batch_norm == "virtual" else None
+        size = config.batch_size
         if size > num_images:
             raise UserError(
                 f"--batch-size {size} is larger than the {num_images} training images; use {num_images} or less"
-            )
-        last = num_images % size
-        if shards and 0 < last < shards and not config.drop_last:
-            raise UserError(
-                f"an epoch's last batch of {last} can't be cut into --virtual-shards {shards}; add --drop-last"
             )
         steps_per_epoch = num_images // size if config.drop_last else -(-num_images // size)
         total_steps = config.steps or steps_per_epoch * (config.epochs or 0)
@@ -60,7 +56,7 @@ class BatchPlan:
             size,
             world_size,
             config.micro_batch_size,
-            shards,
+            config.exact_shards,
             config.batch_norm == "sync",
             total_steps,
             steps_per_epoch,
@@ -82,21 +78,28 @@ class BatchPlan:
         start = index * self.batch_size
         return epoch, range(start, min(start + self.batch_size, self.num_images))
 
+    def num_shards(self, step: int) -> int:
+        """Return how many shards `step` has: of a short batch fewer, of about the usual size."""
+        assert self.shards, "the run has shards"
+        return -(-len(self.batch(step)[1]) * self.shards // self.batch_size)
+
+    def shards_of(self, step: int, rank: int) -> range:
+        """Return which of the step's shards a rank holds: consecutive ones, as many as others or one more."""
+        return cut(0, self.num_shards(step), self.world_size)[rank]
+
     def accumulation(self, batch_len: int) -> int:
         """Return how many micro-batches each rank cuts its share of a global batch into; the same on every rank."""
-        if self.virtual_shards:
-            return self.virtual_shards // self.world_size
         share = -(-batch_len // self.world_size)
         return -(-share // min(share, self.micro_batch_size or share))
 
     def micro_batches(self, step: int, rank: int) -> list[range]:
         """Return this rank's micro-batches of `step` as places in the epoch's order; some may be empty."""
         _, places = self.batch(step)
-        count = self.accumulation(len(places))
-        if self.virtual_shards:
-            return cut(places.start, places.stop, self.virtual_shards)[rank * count : (rank + 1) * count]
+        if self.shards:
+            pieces = cut(places.start, places.stop, self.num_shards(step))
+            return [pieces[i] for i in self.shards_of(step, rank)]
         share = cut(places.start, places.stop, self.world_size)[rank]
-        return cut(share.start, share.stop, count)
+        return cut(share.start, share.stop, self.accumulation(len(places)))
 
     def is_log_step(self, steps_done: int, every: int) -> bool:
         """Whether `steps_done` steps end an epoch, or a multiple of `every` steps within one."""
@@ -113,10 +116,8 @@ class BatchPlan:
     def statistics_weights(self, step: int, rank: int) -> list[int]:
         """Return how much each micro-batch's batch-norm statistics count within a step: by its images.
 
-        Virtual shards count alike; synchronised statistics are over the images of all ranks.
+        Synchronised statistics are over the images of all ranks.
         """
-        if self.virtual_shards:
-            return [1] * self.accumulation(self.batch_size)
         ranks = range(self.world_size) if self.synchronised else (rank,)
         return [sum(map(len, pieces)) for pieces in zip(*(self.micro_batches(step, r) for r in ranks), strict=True)]
 
@@ -127,11 +128,13 @@ class BatchPlan:
         return epoch * per_epoch + min(index * self.batch_size, self.num_images)
 
     def arithmetic(self) -> str:
-        """Return one line: global = processes x micro-batch x accumulation."""
-        count = self.accumulation(self.batch_size)
+        """Return one line: global = processes x micro-batch x accumulation, or global = shards x images."""
         pieces = [len(piece) for rank in range(self.world_size) for piece in self.micro_batches(0, rank)]
         sizes = f"{min(pieces)}" if min(pieces) == max(pieces) else f"{min(pieces)}-{max(pieces)}"
-        return f"{self.batch_size} = {self.world_size} process{'es' * (self.world_size > 1)} x {sizes} x {count} accumulated"
+        processes = count(self.world_size, "process")
+        if self.shards:
+            return f"{self.batch_size} = {count(self.shards, 'exact shard')} x {sizes} on {processes}"
+        return f"{self.batch_size} = {processes} x {sizes} x {self.accumulation(self.batch_size)} accumulated"
 
 
 def check_batch(config: TrainConfig, world_size: int) -> None:
@@ -140,8 +143,7 @@ def check_batch(config: TrainConfig, world_size: int) -> None:
         raise UserError(
             f"--batch-size {config.batch_size} is smaller than the {world_size} processes; use {world_size} or more"
         )
-    shards = config.virtual_shards
-    if config.batch_norm == "virtual" and shards % world_size:
-        below, above = shards // world_size * world_size, (shards // world_size + 1) * world_size
-        choice = f"{below} or {above}" if below else str(above)
-        raise UserError(f"--virtual-shards {shards} is not a multiple of the {world_size} processes; use {choice}")
+    if config.exact_shards and config.exact_shards < world_size:
+        raise UserError(
+            f"--exact-shards {config.exact_shards} are fewer than the {world_size} processes; use {world_size} or more"
+        )

@@ -1,4 +1,4 @@
-"""Batch norm's scope: per process, synchronised, or virtual shards; and running statistics that don't depend on ranks."""
+"""Batch norm's scope: per process, synchronised, or exact shards; and running statistics that don't depend on ranks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +63,10 @@ class RunningStatistics:
     def buffers(self) -> list[Tensor]:
         return [b for layer in self.layers for b in (layer.running_mean, layer.running_var) if b is not None]
 
+    @property
+    def counters(self) -> list[Tensor]:
+        return [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
+
     def weigh(self, weights: Sequence[float], i: int) -> None:
         """Set the momenta for micro-batch `i` so that a whole step updates once, by the weighted mean over micro-batches.
 
@@ -73,6 +77,25 @@ class RunningStatistics:
         now, later = weights[i] / total, sum(weights[i + 1 :]) / total
         for layer, m in zip(self.layers, self.momenta, strict=True):
             layer.momentum = m * now / (1 - m * later)
+
+    @contextmanager
+    def of_one_batch(self) -> Iterator[list[Tensor]]:
+        """Keep the statistics as they are, and give those of the one batch that passes inside: a list, filled at the end."""
+        before = [buffer.clone() for buffer in (*self.buffers, *self.counters)]
+        for layer in self.layers:
+            layer.momentum = 1.0
+        seen: list[Tensor] = []
+        yield seen
+        seen += [buffer.clone() for buffer in self.buffers]
+        for buffer, values in zip((*self.buffers, *self.counters), before, strict=True):
+            buffer.copy_(values)
+
+    def update(self, seen: Sequence[Tensor]) -> None:
+        """Blend in a step's statistics, one for each of `buffers`, as one batch of these would have done."""
+        for i, (buffer, values) in enumerate(zip(self.buffers, seen, strict=True)):
+            buffer.lerp_(values, self.momenta[i // 2])
+        for counter in self.counters:
+            counter += 1
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -96,12 +119,15 @@ class RunningStatistics:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Hold the mean over all ranks inside, this rank's own values again afterwards. Every rank must enter."""
+        """Hold the mean over all ranks inside, this rank's own values again afterwards. Every rank must enter.
+
+        In float64 the mean of equal values is that value.
+        """
         if world_size() == 1 or not self.buffers:
             yield
             return
         own = self.vector()
-        self.load(sum_across_ranks(own) / world_size())
+        self.load(sum_across_ranks(own.double()) / world_size())
         try:
             yield
         finally:

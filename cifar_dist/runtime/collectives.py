@@ -3,7 +3,7 @@
 Nothing else calls torch.distributed but `doctor/wire.py`, which must work where a collective hangs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +60,15 @@ def gather_rows(vector: Tensor) -> Tensor:
     rows = [torch.empty_like(vector) for _ in range(world_size())]
     dist.all_gather(rows, vector.contiguous())
     return torch.stack(rows)
+
+
+def exchange_slices(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return this rank's slice (sum(counts), n) of all ranks' rows, of which each has (counts[rank], world_size * n)."""
+    n = rows.shape[1] // world_size()
+    outgoing = rows.view(len(rows), world_size(), n).transpose(0, 1).reshape(-1, n)
+    received = rows.new_empty(sum(counts), n)
+    dist.all_to_all_single(received, outgoing, list(counts), [len(rows)] * world_size())
+    return received
 
 
 class _DifferentiableSum(torch.autograd.Function):

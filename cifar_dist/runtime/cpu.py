@@ -34,6 +34,10 @@ def keep_memory() -> None:
 
 def worthwhile_threads(config: TrainConfig, world_size: int, cores: int) -> int:
     """Return how many of `cores` a step of this configuration keeps busy: a number of the configuration, not of the moment."""
+    if (
+        config.exact_shards
+    ):  # another number of threads may round differently, and other processes share out the cores otherwise
+        return 1
     return max(1, min(cores, int(macs_at_once(config, world_size) / WORTHWHILE_MACS)))
 
 
@@ -53,8 +57,8 @@ def use_onednn(use: bool) -> None:
 
 def macs_at_once(config: TrainConfig, world_size: int) -> int:
     """Return the multiply-accumulates of the largest forward pass of a step: of a process's share, micro-batch or shard."""
-    if config.batch_norm == "virtual":  # the same on any number of processes, as all that they compute
-        images = -(-config.batch_size // config.virtual_shards)
+    if config.exact_shards:  # the same on any number of processes, as all that they compute
+        images = -(-config.batch_size // config.exact_shards)
     else:
         share = -(-config.batch_size // world_size)
         images = min(config.micro_batch_size or share, share)

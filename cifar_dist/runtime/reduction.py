@@ -1,8 +1,9 @@
 """How the gradients of a step's micro-batches, here and on all ranks, become the gradient of the global batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.runtime.batchnorm import RunningStatistics
-from cifar_dist.runtime.collectives import sum_across_ranks
+from cifar_dist.runtime.collectives import exchange_slices, gather_rows
+
+Sum = TypeVar("Sum")
 
 
 class Reduction(Protocol):
@@ -24,7 +27,7 @@ class Reduction(Protocol):
         """Hold what surrounds the forward and backward pass of micro-batch `i`."""
         yield
 
-    def finish(self) -> None:
+    def finish(self, step: int) -> None:
         """Leave the global batch's gradient in the parameters. Collective."""
 
 
@@ -48,60 +51,92 @@ class MeanOverRanks:
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):  # one all-reduce a step
             yield
 
-    def finish(self) -> None:
+    def finish(self, step: int) -> None:
         """Nothing is left to do: the last backward pass returned with the mean."""
 
 
 class SumOverShards:
-    """Micro-batches are fixed shards of the global batch, summed so that no bit depends on which process holds which shard."""
+    """Sums the gradients and batch-norm statistics of the global batch's fixed shards in one order, whoever holds which of them.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        wrapped: nn.Module,
-        accelerator: Accelerator,
-        plan: BatchPlan,
-        statistics: RunningStatistics,
-    ):
-        self.gradients = GradientSum(model)
-        self.wrapped, self.accelerator, self.plan, self.statistics = wrapped, accelerator, plan, statistics
+    Floating-point sums depend on their order, so the order is part of the computation: a binary tree over the shards of a
+    step. A rank sums the subtrees that it holds all leaves of; then each rank gets one slice of all subtrees' sums, goes on to
+    the root there, and passes the slice on to all. That is as many bytes as an all-reduce where each rank holds one subtree,
+    and two or three times as many at most otherwise.
+    """
+
+    def __init__(self, model: nn.Module, plan: BatchPlan, statistics: RunningStatistics, rank: int):
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.plan, self.statistics, self.rank = plan, statistics, rank
+        self.subtrees: list[Subtree[list[Tensor]]] = []
 
     def scale(self, step: int) -> float:
         return 1 / len(self.plan.batch(step)[1])
 
     @contextmanager
     def micro_batch(self, step: int, i: int) -> Iterator[None]:
-        self.statistics.weigh(self.plan.statistics_weights(step, self.accelerator.process_index), i)
-        with self.accelerator.no_sync(self.wrapped):
+        with self.statistics.of_one_batch() as seen:
             yield
-        self.gradients.take()
-
-    def finish(self) -> None:
-        self.gradients.put()
-
-
-class GradientSum:
-    """Adds up float32 gradients, here and on all ranks, in float64, and rounds once at the end.
-
-    The order of a float64 sum matters some 1e-16 of it, far below float32's last place, so that every world size gets
-    the same float32 numbers. Costs an all-reduce of twice the bytes that doesn't overlap the backward pass.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.total: Tensor | None = None
-
-    def take(self) -> None:
-        """Add the parameters' gradients to the sum, and clear them."""
-        flat = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None]).double()
-        self.total = flat if self.total is None else self.total + flat
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
+        leaf = Subtree(0, self.plan.shards_of(step, self.rank)[i], [*gradients, *seen])
+        grow(self.subtrees, leaf, self.plan.num_shards(step), add_in_place)
 
-    def put(self) -> None:
-        """Make the sum over all ranks the parameters' gradients. Collective."""
-        assert self.total is not None, "every rank has taken some"
-        parts = sum_across_ranks(self.total).split([p.numel() for p in self.parameters])
-        for p, part in zip(self.parameters, parts, strict=True):
-            p.grad = torch.empty_like(p).copy_(part.view_as(p))  # laid out in memory like p, as fused optimizers expect
-        self.total = None
+    def finish(self, step: int) -> None:
+        subtrees, self.subtrees = self.subtrees, []
+        total = subtrees[0].sum if self.plan.world_size == 1 else self.across_ranks(step, subtrees)
+        for p, gradient in zip(self.parameters, total, strict=False):
+            p.grad = gradient
+        self.statistics.update([s / self.plan.num_shards(step) for s in total[len(self.parameters) :]])
+
+    def across_ranks(self, step: int, subtrees: "list[Subtree[list[Tensor]]]") -> list[Tensor]:
+        """Return the sum over all ranks' subtrees, each tensor laid out in memory like what it is for. Collective."""
+        like = [*self.parameters, *self.statistics.buffers]
+        sizes = [tensor.numel() for tensor in like]
+        width = -(-sum(sizes) // self.plan.world_size)  # of a slice; the last one has some zeros at its end
+        rows = like[0].new_zeros(len(subtrees), width * self.plan.world_size)
+        for row, subtree in zip(rows, subtrees, strict=True):
+            torch.cat([tensor.flatten() for tensor in subtree.sum], out=row[: sum(sizes)])
+        leaves, places = self.plan.num_shards(step), []
+        for rank in range(self.plan.world_size):
+            held: list[Subtree[None]] = []
+            for i in self.plan.shards_of(step, rank):
+                grow(held, Subtree(0, i, None), leaves, nothing)
+            places.append(held)
+        slices = exchange_slices(rows, [len(held) for held in places])
+        tree: list[Subtree[list[Tensor]]] = []
+        for place, part in zip((place for held in places for place in held), slices, strict=True):
+            grow(tree, Subtree(place.level, place.index, [part]), leaves, add_in_place)
+        whole = gather_rows(tree[0].sum[0]).flatten()[: sum(sizes)]
+        # Fused optimizers expect gradients laid out in memory like their parameters.
+        return [torch.empty_like(t).copy_(part.view_as(t)) for t, part in zip(like, whole.split(sizes), strict=True)]
+
+
+@dataclass(frozen=True)
+class Subtree(Generic[Sum]):
+    """Leaves index * 2**level to (index + 1) * 2**level - 1 of a binary tree, as far as there are so many, and their sum."""
+
+    level: int
+    index: int
+    sum: Sum
+
+
+def grow(subtrees: list[Subtree[Sum]], new: Subtree[Sum], leaves: int, add: Callable[[Sum, Sum], Sum]) -> None:
+    """Add the next subtree to consecutive ones, of a tree over so many leaves, and join what has become complete."""
+    level, index, total = new.level, new.index, new.sum
+    while True:
+        if index % 2 and subtrees and (subtrees[-1].level, subtrees[-1].index) == (level, index - 1):
+            total = add(subtrees.pop().sum, total)
+        elif index % 2 or (index + 1) << level < leaves or 1 << level >= leaves:
+            break  # its sibling is elsewhere or still to come, or it is the root
+        level, index = level + 1, index // 2
+    subtrees.append(Subtree(level, index, total))
+
+
+def nothing(left: None, right: None) -> None:
+    """Add up no sums, where only the shape of the tree is asked for."""
+
+
+def add_in_place(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    torch._foreach_add_(left, right)
+    return left

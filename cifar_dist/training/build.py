@@ -37,11 +37,11 @@ class Trainer:
     usual_sizes: set[int] = field(init=False)  # of this rank's micro-batches: one, or two that differ by an image
 
     def __post_init__(self) -> None:
-        state, fixed = self.state, (self.accelerator, self.plan, self.state.statistics)
-        shards = self.config.batch_norm == "virtual"
-        self.reduction = (
-            SumOverShards(state.model, state.wrapped, *fixed) if shards else MeanOverRanks(state.wrapped, *fixed)
-        )
+        state = self.state
+        if self.plan.shards:
+            self.reduction = SumOverShards(state.model, self.plan, state.statistics, self.rank)
+        else:
+            self.reduction = MeanOverRanks(state.wrapped, self.accelerator, self.plan, state.statistics)
         self.usual_sizes = {len(places) for places in self.plan.micro_batches(0, self.rank)}
         layout = memory_format(state.model)
         self.batches = Batches(self.config, self.splits.train, self.plan, self.normalize, self.rank, layout)

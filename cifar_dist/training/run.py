@@ -111,7 +111,8 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
 def with_recorded_threads(start: StartingPoint) -> TrainConfig:
     """Return the configuration with as many threads as the run had: sums over other shares round differently."""
     before = start.recorded["starts"][-1] if start.recorded else Start()
-    if start.config.threads or before.get("world_size") != world_size():
+    same_share = start.config.exact_shards or before.get("world_size") == world_size()
+    if start.config.threads or not before or not same_share:
         return start.config
     return replace(start.config, threads=before["threads_per_process"])
 

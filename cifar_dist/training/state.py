@@ -66,7 +66,7 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     model = build_model(config.model, num_classes, config.model_options)
     if config.batch_norm == "sync":
         synchronise(model, fused=accelerator.device.type == "cuda" and config.mixed_precision == "no")
-    if config.batch_norm != "process" and not RunningStatistics(model).layers:
+    if config.batch_norm == "sync" and not RunningStatistics(model).layers:
         raise UserError(
             f"--batch-norm {config.batch_norm} has no effect: {config.model} has no batch norm; leave it out"
         )
@@ -74,7 +74,8 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     ema = Ema(model, config.ema_decay) if config.ema_decay is not None else None
     if config.compile:
         compile_model(model, accelerator.device, config.data_dir)
-    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    optimizer = accelerator.prepare_optimizer(build_optimizer(model, config))
+    wrapped = accelerator.prepare_model(model, evaluation_mode=config.exact_shards is not None)  # then without DDP
     return TrainState(
         model=model,
         wrapped=wrapped,
@@ -141,7 +142,7 @@ def _per_rank(state: TrainState) -> dict[str, Tensor]:
 
 def _own_mean(rows: Tensor) -> Tensor:
     """Return this rank's row, or on another world size the mean of all: what evaluation would use."""
-    return rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
+    return rows[rank()] if len(rows) == world_size() else rows.double().mean(dim=0)
 
 
 def _own_sum(rows: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def train_step(trainer: Trainer, step: int, lr: float, measure_gradient: bool) -
             loss_sum = state.model.loss_sum(outputs, batch.labels, config.label_smoothing, progress)
             backward(trainer, loss_sum, reduction.scale(step))
         state.sums.add(loss_sum, state.model.training_logits(outputs), batch.labels)
-    reduction.finish()
+    reduction.finish(step)
     gradient_norm = clip(trainer) if config.max_grad_norm else norm(trainer) if measure_gradient else None
     set_lr(state.optimizer, lr)
     state.optimizer.step()

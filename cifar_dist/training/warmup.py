@@ -16,7 +16,7 @@ def settle_gradient_buckets(trainer: Trainer) -> None:
     It reorders them after the first pass of every process, and sums in another order round differently: without this
     the first step after a restart would not be bit for bit the step an uninterrupted run takes.
     """
-    if trainer.plan.world_size == 1:
+    if trainer.plan.world_size == 1 or trainer.plan.shards:
         return
     state = trainer.state
     state.masks.draw(torch.zeros(0, dtype=torch.int64, device=trainer.device))
@@ -34,11 +34,10 @@ def compile_first(trainer: Trainer, console: Console) -> None:
     console.say("compiling the model; the next run finds what is compiled now", "dim")
     before = [buffer.clone() for buffer in state.model.buffers()]
     for step in trainer.batches.first_steps(state.progress.step):
-        weights = trainer.plan.statistics_weights(step, trainer.rank)
         for i, batch in enumerate(trainer.batches.of_step(step)):
-            state.statistics.weigh(weights, i)
-            with trainer.accelerator.no_sync(state.wrapped):
+            with trainer.reduction.micro_batch(step, i):
                 forward(trainer, batch).sum().backward()
+        trainer.reduction.finish(step)
     state.optimizer.zero_grad(set_to_none=True)
     for buffer, values in zip(state.model.buffers(), before, strict=True):
         buffer.copy_(values)

@@ -33,7 +33,7 @@ WRONG = [
     ("--output-dir /proc/run", "can't use /proc/run as the run folder"),
     ("--learning-rate 0.1", "unknown option '--learning-rate'"),
     ("--lr=-1", "--lr must be greater than 0, got -1.0"),
-    ("--batch-norm virtual --virtual-shards 64", "--batch-size 32 can't be cut into --virtual-shards 64"),
+    ("--exact-shards 64", "--batch-size 32 can't be cut into --exact-shards 64"),
     ("--optimizer adam --nesterov", "--nesterov has no effect with --optimizer adam"),
     ("--model lenet --recipe he2016", "recipe he2016 is for resnet20"),
     ("resnet20", "unexpected argument 'resnet20'"),
@@ -148,7 +148,7 @@ def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as error:
         train_command.main(["--help"])
     assert error.value.code == 0
-    assert "--virtual-shards" in capsys.readouterr().out
+    assert "--exact-shards" in capsys.readouterr().out
 
 
 # ---- eval.py

@@ -334,14 +334,14 @@ WRONG = {
     "--time 2:00": "--time 2:00 is too short: the run stops 120 s before it, to save a checkpoint",
     "--time 0": "--time 0 is too short: the run stops 120 s before it, to save a checkpoint",
     "--nodes 4 --gpus-per-node 8 --batch-size 16": "--batch-size 16 is smaller than the 32 processes; use 32 or more",
-    "--gpus-per-node 3 --batch-norm virtual": "--virtual-shards 8 is not a multiple of the 3 processes; use 6 or 9",
+    "--gpus-per-node 3 --exact-shards 2": "--exact-shards 2 are fewer than the 3 processes; use 3 or more",
     "--model resnet81": None,  # as train.py has it
     "--epochs 2 --steps 3": None,
     "--data /no/such": (
         "--data /no/such is not a folder here; give one that is, or add --data-on-nodes where only the nodes have it"
     ),
     "--sweep sengar": None,
-    "--sweep sengar2024 --batch-norm virtual --virtual-shards 900": None,
+    "--sweep sengar2024 --exact-shards 900": None,
     "--nodez 2": "unknown option '--nodez'. Did you mean '--nodes'? --help lists them all",
 }
 

@@ -428,7 +428,7 @@ STEPS = {
     "augmented": "--augment jitter crop rotate cutout mixup",
     "mixed": "--augment shift alternate cutmix --label-smoothing 0.1",
     "adamw": "--optimizer adamw --weight-decay 0.1 --ema-decay 0.9 --max-grad-norm 1 --micro-batch-size 9 --log-every 1",
-    "virtual": "--model resnet20 --batch-norm virtual --virtual-shards 4 --limit-train 80 --epochs 2",
+    "exact": "--model resnet20 --exact-shards 4 --limit-train 80 --epochs 2",
     "dropout": "--model mlp --model-options dropout=0.2 --optimizer adam --lr 0.001",
     "map": "--model som --recipe pandey2020 --batch-size 32",
     "speed94": "--model speednet --recipe speed94 --model-options width=24 --batch-size 32 --limit-train 96 --epochs 2",

@@ -63,7 +63,7 @@ def test_every_micro_batch_is_what_loading_it_alone_gives_and_memory_is_bounded(
     if draw(st.booleans()):
         options["micro_batch_size"] = draw(st.none() | st.integers(1, 9))
     else:
-        options |= {"batch_norm": "virtual", "virtual_shards": world_size * draw(st.integers(1, 3))}
+        options |= {"exact_shards": draw(st.integers(world_size, 3 * world_size))}
     rank, memory_format = draw(st.integers(0, world_size - 1)), draw(st.sampled_from(FORMATS))
     at_once = draw(st.sampled_from([1, 13, 64, batches.IMAGES_AT_ONCE]))
     try:

@@ -33,7 +33,7 @@ def test_threads_grow_with_the_step_from_one_to_all_cores(model):
 
 
 def test_what_counts_is_what_a_process_computes_at_once():
-    """By hand: as many threads as WORTHWHILE_MACS go into the images of a micro-batch, or of a shard."""
+    """By hand: as many threads as WORTHWHILE_MACS go into the images of a micro-batch, ."""
     per_thread = WORTHWHILE_MACS / forward_macs("lenet")
     for config, world_size, images in (
         (replace(LENET, batch_size=120), 1, 120),
@@ -41,9 +41,6 @@ def test_what_counts_is_what_a_process_computes_at_once():
         (replace(LENET, batch_size=121), 4, 31),  # the largest share
         (replace(LENET, batch_size=120, micro_batch_size=20), 1, 20),
         (replace(LENET, batch_size=120, micro_batch_size=50), 4, 30),
-        (replace(LENET, batch_size=120, batch_norm="virtual", virtual_shards=12), 1, 10),
-        (replace(LENET, batch_size=120, batch_norm="virtual", virtual_shards=12), 4, 10),
-        (replace(LENET, batch_size=120, batch_norm="virtual", virtual_shards=4), 4, 30),
     ):
         assert threads(config, world_size) == max(1, int(images / per_thread))
 
@@ -53,6 +50,10 @@ def test_equal_configurations_get_equal_threads_whatever_ran_before():
     torch.set_num_threads(3)
     assert threads(replace(RESNET, model="lenet", batch_size=64)) == first
     assert threads(replace(LENET, batch_size=64, seed=5, lr=0.3)) == first
+
+
+def test_exact_shards_are_computed_by_one_thread_whatever_a_process_has():
+    assert threads(replace(RESNET, exact_shards=8)) == threads(replace(RESNET, exact_shards=8), 4) == 1
 
 
 def test_threads_that_were_asked_for_are_taken():
@@ -69,11 +70,9 @@ def test_only_plain_small_steps_do_without_onednn():
     assert not worth_onednn(small, 1) and not worth_onednn(replace(LENET, batch_size=images - 1), 1)
     assert worth_onednn(replace(LENET, batch_size=images), 1) and worth_onednn(RESNET, 1)
     assert not worth_onednn(replace(LENET, batch_size=4 * images - 4), 4)
-    virtual = replace(
-        LENET, batch_size=5 * (images - 1), batch_norm="virtual", virtual_shards=4
-    )  # a quarter more, rounded up
-    assert all(worth_onednn(virtual, world_size) for world_size in (1, 2, 4))
-    assert not any(worth_onednn(replace(virtual, virtual_shards=8), world_size) for world_size in (1, 2, 4, 8))
+    exact = replace(LENET, batch_size=5 * (images - 1), exact_shards=4)  # a quarter more, rounded up
+    assert all(worth_onednn(exact, world_size) for world_size in (1, 2, 4))
+    assert not any(worth_onednn(replace(exact, exact_shards=8), world_size) for world_size in (1, 2, 4, 8))
     assert worth_onednn(replace(small, mixed_precision="bf16"), 1) and worth_onednn(replace(small, compile=True), 1)
 
 

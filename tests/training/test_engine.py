@@ -140,7 +140,7 @@ def test_an_interrupted_worker_of_a_launcher_exits_with_0(train, monkeypatch):
     [
         ["--optimizer", "adamw", "--lr", "0.01", "--ema-decay", "0.9", "--micro-batch-size", "5"],
         [*NORMS, "--ema-decay", "0.9", "--micro-batch-size", "9"],
-        [*NORMS, "--batch-norm", "virtual", "--virtual-shards", "4", "--max-grad-norm", "1"],
+        [*NORMS, "--exact-shards", "4", "--max-grad-norm", "1"],
         ["--mixed-precision", "bf16"],
         ["--optimizer", "muon", "--lr", "0.02", "--schedule", "linear", "--weight-decay", "0.001"],
         # several steps are augmented at once, and the last one of an epoch holds a single image
@@ -169,7 +169,7 @@ def test_stopping_at_any_step_and_going_on_changes_no_bit_and_no_line(train, mon
         ["--lr", "0.01", "--nesterov"],
         ["--optimizer", "adamw", "--lr", "0.001"],
         ["--optimizer", "muon", "--lr", "0.02"],
-        [*NORMS, "--batch-norm", "virtual", "--virtual-shards", "4"],
+        [*NORMS, "--exact-shards", "4"],
     ],
 )
 def test_going_on_from_a_checkpoint_of_another_layout_in_memory_changes_no_bit(train, monkeypatch, options):

@@ -24,14 +24,19 @@ JOBS = {
     "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
     "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
     "compressed": f"{LENET} --steps 12 --gradient-compression bf16",
-    "virtual": f"{RESNET} --steps 40 --batch-norm virtual --virtual-shards 12 --ema-decay 0.9",
+    # 216 images in batches of 80: the last one of an epoch has 9 of 12 shards.
+    "exact resnet": f"{RESNET} --batch-size 80 --lr 0.1 --steps 20 --exact-shards 12 --ema-decay 0.9",
+    "exact lenet": f"{LENET} --lr 0.1 --steps 40 --limit-train 193 --exact-shards 7 --augment mixup --max-grad-norm 1",
+    "exact mlp": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer adamw --lr 0.001 --steps 20 "
+    "--limit-train 193 --exact-shards 8",
     "process": f"{RESNET} --steps 12",
     # SGD: Adam divides by the gradient's size, so that it makes a step of lr from one that is nothing but rounding.
     "dropout": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer sgd --lr 0.001 --schedule constant "
     "--warmup 0 --augment crop flip rotate jitter cutmix --steps 20 --limit-train 193",
     "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
 }
-TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "dropout": 1e-5, "virtual": 0.0, "sync": 1e-5}
+TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "dropout": 1e-5, "sync": 1e-5}
+EXACT = [name for name in JOBS if name.startswith("exact")]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def jobs(folders, data_dir, tmp_path_factory) -> Callable[..., Result]:
 
 @pytest.fixture(scope="module")
 def by_world_size(jobs) -> dict[int, dict[str, Result]]:
-    return {size: jobs(size, list(JOBS) if size != 7 else ["lenet"]) for size in WORLD_SIZES}
+    return {size: jobs(size, list(JOBS) if size != 7 else ["lenet", *EXACT]) for size in WORLD_SIZES}
 
 
 def seen(result: Result, start: int = 0) -> dict[int, list]:
@@ -104,17 +109,41 @@ def test_weights_do_not_depend_on_the_world_size(by_world_size, world_size):
 
 
 @pytest.mark.slow
-def test_batch_norm_per_process_is_what_makes_a_difference(by_world_size):
-    """So that the test above could fail: the same run without virtual shards, and shorter, is off by far more."""
-    scopes = by_world_size[4], by_world_size[1]
-    per_process, virtual = (difference(*(results[name] for results in scopes)) for name in ("process", "virtual"))
-    assert per_process > 1e-6 > virtual
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_exact_shards_make_every_bit_the_same(by_world_size, world_size, name):
+    """Weights, running statistics and what counts them, the optimizer's state; losses, norms and accuracies."""
+    ours, alone = (by_world_size[size][name] for size in (world_size, 1))
+    assert ours.weights() == alone.weights()
+    assert untimed(ours.metrics()) == untimed(alone.metrics())
+    step = alone.json("summary.json")["step"]
+    states = [torch.load(run.folder / f"checkpoints/step_{step:08d}/training.pt") for run in (ours, alone)]
+    for part in ("model", "optimizer", "ema"):
+        assert_equal(*(state[part] for state in states))
+
+
+def assert_equal(a, b) -> None:
+    """Assert that two nests of dicts, lists and tensors are the same in every bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict | list):
+        assert len(a) == len(b)
+        for key in a if isinstance(a, dict) else range(len(a)):
+            assert_equal(a[key], b[key])
+    else:
+        assert a == b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["virtual", "sync"])
-def test_running_statistics_do_not_depend_on_the_world_size(by_world_size, scope):
-    one, four = (load(by_world_size[size][scope].weights()) for size in (1, 4))
+def test_without_exact_shards_there_is_a_difference(by_world_size):
+    """So that the test above could fail."""
+    for name in ("lenet", "process"):
+        assert difference(by_world_size[4][name], by_world_size[1][name]) > 0
+
+
+@pytest.mark.slow
+def test_synchronised_running_statistics_do_not_depend_on_the_world_size(by_world_size):
+    one, four = (load(by_world_size[size]["sync"].weights()) for size in (1, 4))
     for name in one:
         if "running" in name:
             torch.testing.assert_close(four[name], one[name], rtol=1e-4, atol=1e-5)
@@ -123,19 +152,18 @@ def test_running_statistics_do_not_depend_on_the_world_size(by_world_size, scope
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_logged_losses_and_counts_do_not_depend_on_the_world_size(by_world_size, world_size):
-    for name in ("lenet", "virtual"):
-        ours, alone = (untimed(by_world_size[size][name].metrics()) for size in (world_size, 1))
-        for a, b in zip(ours, alone, strict=True):
-            assert (a["kind"], a["step"], a["samples"]) == (b["kind"], b["step"], b["samples"])
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-            assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.011)
+    ours, alone = (untimed(by_world_size[size]["lenet"].metrics()) for size in (world_size, 1))
+    for a, b in zip(ours, alone, strict=True):
+        assert (a["kind"], a["step"], a["samples"]) == (b["kind"], b["step"], b["samples"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.011)
 
 
 @pytest.mark.slow
 def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_world_size(
     by_world_size, data_dir, tmp_path
 ):
-    run = by_world_size[1]["virtual"]
+    run = by_world_size[1]["exact resnet"]
     records = []
     for world_size in (1, 2, 3, 7):  # 100 images in blocks of 40: with 7 ranks four have none
         output = tmp_path / f"{world_size}.json"
@@ -174,20 +202,23 @@ def test_a_signal_at_one_rank_stops_all_and_going_on_is_exact(jobs, by_world_siz
 def test_going_on_with_other_numbers_of_processes_sees_the_same_samples_and_ends_at_the_same_weights(
     jobs, by_world_size
 ):
-    names = ["lenet", "virtual"]
+    names = ["lenet", *EXACT]
     jobs(4, names, suffix="moved", stop={"rank": 1, "step": 11})
-    jobs(1, names, suffix="moved", stop={"rank": 0, "step": 23}, start=11)
-    moved = jobs(2, names, suffix="moved", start=23)
+    jobs(1, names, suffix="moved", stop={"rank": 0, "step": 17}, start=11)
+    moved = jobs(2, names, suffix="moved", start=17)
     for name in names:
         alone = by_world_size[1][name]
-        assert seen(moved[name]) | seen(moved[name], start=11) | seen(moved[name], start=23) == seen(alone)
+        assert seen(moved[name]) | seen(moved[name], start=11) | seen(moved[name], start=17) == seen(alone)
         assert difference(moved[name], alone) < 1e-5
+        if name in EXACT:
+            assert moved[name].weights() == alone.weights()
+            assert untimed(moved[name].metrics()) == untimed(alone.metrics())
         lines, expected = (untimed(r.metrics()) for r in (moved[name], alone))
         assert [(m["kind"], m["step"]) for m in lines] == [(m["kind"], m["step"]) for m in expected]
         for a, b in zip(lines, expected, strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         starts = moved[name].json("config.json")["starts"]
-        assert [(s["from_step"], s["world_size"]) for s in starts] == [(0, 4), (11, 1), (23, 2)]
+        assert [(s["from_step"], s["world_size"]) for s in starts] == [(0, 4), (11, 1), (17, 2)]
 
 
 GRADIENTS = """
@@ -267,8 +298,8 @@ def test_a_run_keeps_its_compression(train, capsys):
 
 def test_compression_without_an_all_reduce_of_ddp_is_refused():
     TrainConfig(epochs=1, batch_norm="sync", gradient_compression="bf16")
-    with pytest.raises(UserError, match="--gradient-compression bf16 has no effect with --batch-norm virtual"):
-        TrainConfig(epochs=1, batch_norm="virtual", gradient_compression="bf16")
+    with pytest.raises(UserError, match="--gradient-compression bf16 has no effect with --exact-shards"):
+        TrainConfig(epochs=1, exact_shards=8, gradient_compression="bf16")
 
 
 ONE_RANK_FAILS = """
