@@ -195,6 +195,12 @@ class TrainConfig:
         must_be=NOT_NEGATIVE,
     )
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True, must_be=POSITIVE)
+    keep_every: int | None = option(
+        None,
+        "keep those for good, too, that end an epoch which this divides, to verify parts of the run later",
+        may_change=True,
+        must_be=POSITIVE,
+    )
 
     wandb: Literal["auto", "online", "offline", "disabled"] = option(
         "auto",
@@ -300,7 +306,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     ),
     "evaluation": ("eval_every", "tta", "test"),
     "record": (
-        *("log_every", "checkpoint_minutes", "keep_checkpoints"),
+        *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"),
         *("wandb", "wandb_group", "wandb_tags", "wandb_notes", "wandb_weights"),
     ),
 }

@@ -8,11 +8,14 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cifar_dist.record.lines import Start
+from cifar_dist.runtime.cpu import computes_in_bf16, uses_onednn
 
+GIT = ("git", "-C", str(Path(__file__).parents[2]))
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 
 
@@ -28,14 +31,33 @@ def environment(device: torch.device, world_size: int) -> Start:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "world_size": world_size,
         "threads_per_process": torch.get_num_threads(),
+        "kernels": kernels(),
     }
+
+
+def kernels() -> dict[str, Any]:
+    """Return what decides which kernels this process computes with, besides the device and torch's version."""
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # AVX2, AVX512 ...
+        "bf16": computes_in_bf16(),
+        "onednn": uses_onednn(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def changes() -> bytes:
+    """Return in what the files of this package differ from its commit, as git shows it; files it doesn't know have no part in it."""
+    try:
+        return subprocess.run([*GIT, "diff", "HEAD"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""
 
 
 def git_commit() -> str | None:
     """Return the commit this package runs from, with a + where files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--no-abbrev", "--dirty=+"]
+    words = ["describe", "--always", "--exclude=*", "--no-abbrev", "--dirty=+"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run([*GIT, *words], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -17,10 +17,9 @@ from cifar_dist.files import write_atomically
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
-TRAINING_FILE, WEIGHTS_FILE = (
-    "training.pt",
-    "model.safetensors",
-)  # of a checkpoint; the best weights are in the run folder too
+TRAINING_FILE = "training.pt"  # of a checkpoint
+WEIGHTS_FILE = "model.safetensors"  # of a checkpoint; the best weights are in the run folder too
+CHANGES_FILE = "changes.diff"  # in what the code of the last start differed from its commit, where it did
 CHECKPOINTS, PLOTS = "checkpoints", "plots"  # folders
 LOCK_FILE, PAGE_FILE = ".lock", "report.html"
 LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # of what sends the run to Weights & Biases

@@ -45,6 +45,13 @@ class CountedResult(Result, Counts):
     """The result of a test, as summary.json keeps it."""
 
 
+class Digests(TypedDict, total=False):
+    """What the state after a step comes down to, on rank 0: see record/digest.py."""
+
+    weights_digest: str
+    optimizer_digest: str
+
+
 class EvalLine(Result):
     """A line of metrics.jsonl about the weights after some step."""
 
@@ -55,7 +62,11 @@ class EvalLine(Result):
     seconds: float
 
 
-Line = TrainLine | EvalLine
+class ValLine(EvalLine, Digests):
+    """A validation's line."""
+
+
+Line = TrainLine | EvalLine | ValLine
 
 
 class DatasetRecord(TypedDict, total=False):
@@ -85,6 +96,7 @@ class Start(TypedDict, total=False):
     device: str
     world_size: int
     threads_per_process: int
+    kernels: dict[str, Any]  # which of the kernels that a processor offers are used: they may round differently
     num_parameters: int
 
 

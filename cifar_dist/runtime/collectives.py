@@ -112,22 +112,23 @@ def on_all(action: Callable[[], T]) -> T:
         result = action()
     except (UserError, OSError) as error:
         problem = str(error)
-    problems = [problem]
-    if world_size() > 1:
-        problems = [None] * world_size()
-        dist.all_gather_object(problems, problem)
-    for message in problems:
+    for message in gather_objects(problem):
         if message is not None:
             raise UserError(message)
     return result  # type: ignore[return-value]
 
 
+def gather_objects(value: T) -> list[T]:
+    """Return every rank's value, in order of rank."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def check_equal(value: str, what: str) -> None:
     """Raise `UserError` on every rank unless all hold the same `value`."""
-    values: list[Any] = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
-        dist.all_gather_object(values, value)
+    values = gather_objects(value)
     for other, seen in enumerate(values):
         if seen != values[0]:
             raise UserError(

@@ -11,7 +11,7 @@ from cifar_dist.record.reader import RunRecord
 
 KINDS: tuple[Kind, ...] = ("train", "val", "test")
 WHERE = ("epoch", "samples", "seconds")
-OUTSIDE = (*WHERE, "kind", "step", "num_images")  # of a line's values, not under its kind
+OUTSIDE = (*WHERE, "kind", "step", "num_images", "weights_digest", "optimizer_digest")  # not under a line's kind
 CLASS = "class/"
 SIZE = ("total_steps", "macs_per_sample")  # of summary.json, beside the options in the configuration there
 

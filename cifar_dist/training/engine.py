@@ -37,7 +37,8 @@ def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signa
             log_training(run, lr, gradient_norm)
         save_due = evaluation_due or decision.checkpoint or decision.stop
         if save_due:
-            label(run)
+            with run.stopwatch.paused():
+                label(trainer)
         if evaluation_due:
             validate(run)
         if save_due:

@@ -11,8 +11,9 @@ from cifar_dist.console import Console
 from cifar_dist.data import Split
 from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
+from cifar_dist.record.digest import optimizer_digest, weights_digest
 from cifar_dist.record.folder import TRAINING_FILE, WEIGHTS_FILE, RunFolder
-from cifar_dist.record.lines import EvalLine, TrainLine
+from cifar_dist.record.lines import Digests, EvalLine, TrainLine, ValLine
 from cifar_dist.runtime.collectives import on_main, sum_across_ranks
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.evaluation import eval_blocks, evaluate
@@ -62,12 +63,10 @@ def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
     run.console.train_line(line, trainer.plan.total_steps, samples_left / images_per_s)
 
 
-def label(run: Run) -> None:
+def label(trainer: Trainer) -> None:
     """Let a model that trains without labels learn what its outputs mean, without which its weights predict nothing. Collective."""
-    trainer = run.trainer
     blocks = eval_blocks(trainer.splits.train, trainer.accelerator)
-    with run.stopwatch.paused():
-        trainer.state.eval_model.label(((trainer.normalize(x), targets) for _, x, targets in blocks), sum_across_ranks)
+    trainer.state.eval_model.label(((trainer.normalize(x), targets) for _, x, targets in blocks), sum_across_ranks)
 
 
 def validate(run: Run) -> None:
@@ -85,7 +84,7 @@ def validate(run: Run) -> None:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(trainer.dataset.classes)
     progress.seconds += run.stopwatch.elapsed_since_last_read()
-    line = result_line(trainer, "val", progress.step, result)
+    line: ValLine = {**result_line(trainer, "val", progress.step, result), **digests(trainer)}
 
     def write() -> tuple[float | None, str | None]:
         run.folder.append_metrics(line)
@@ -97,6 +96,15 @@ def validate(run: Run) -> None:
     run.console.val_line(line, best, gap)
     if note:
         run.console.warn(note)
+
+
+def digests(trainer: Trainer) -> Digests:
+    """Return what a validation line says of the state, with which somebody may verify it; nothing but on rank 0."""
+    if trainer.rank != 0:
+        return {}
+    state = trainer.state
+    weights = weights_digest(state.model.state_dict(), state.ema.module.state_dict() if state.ema else None)
+    return {"weights_digest": weights, "optimizer_digest": optimizer_digest(state.optimizer.state_dict())}
 
 
 def save_checkpoint(run: Run) -> None:
@@ -115,7 +123,9 @@ def save_checkpoint(run: Run) -> None:
             checkpoint.save(run.folder.checkpoints, progress.step, files)
             if progress.best_step == progress.step:
                 write_atomically(run.folder.path / WEIGHTS_FILE, weights)
-            keep = [progress.best_step] if progress.best_step is not None else []
+            every, steps = trainer.config.keep_every, checkpoint.saved_steps(run.folder.checkpoints)
+            keep = [step for step in steps if every and step % (every * trainer.plan.steps_per_epoch) == 0]
+            keep += [progress.best_step] if progress.best_step is not None else []
             checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
 
         on_main(write)

@@ -15,8 +15,8 @@ from cifar_dist.data import Dataset, Splits
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
-from cifar_dist.record.environment import environment
-from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
+from cifar_dist.record.environment import changes, environment
+from cifar_dist.record.folder import CHANGES_FILE, CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.tracking.link import resolve_mode
@@ -133,6 +133,8 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
             "starts": [*starts, {"from_step": progress.step, **here}],
         }
         run.folder.write_json(CONFIG_FILE, content)
+        if (here.get("git_commit") or "").endswith("+"):
+            write_atomically(run.folder.path / CHANGES_FILE, changes())
         run.folder.write_json(SUMMARY_FILE, {"status": "running", **size_of(trainer)})
         return progress
 

@@ -1,0 +1,33 @@
+"""What a run's folder says of its states, step by step."""
+
+import io
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from cifar_dist.record import checkpoint
+from cifar_dist.record.digest import optimizer_digest, weights_digest
+from cifar_dist.record.folder import TRAINING_FILE, RunFolder
+from cifar_dist.record.lines import Digests, ValLine
+
+
+def recorded_digests(folder: Path) -> dict[int, Digests]:
+    """Return the digests of each validation that has some, by step."""
+    found: dict[int, Digests] = {}
+    for line in RunFolder(folder).read_metrics():
+        digests = cast(ValLine, line)
+        if "weights_digest" in digests and "optimizer_digest" in digests:
+            weights, optimizer = digests["weights_digest"], digests["optimizer_digest"]
+            found[line["step"]] = {"weights_digest": weights, "optimizer_digest": optimizer}
+    return found
+
+
+def digests_of(folder: Path, step: int) -> Digests:
+    """Return the digests of a checkpoint's state, on rank 0."""
+    saved = checkpoint.load(checkpoint.folder_for(RunFolder(folder).checkpoints, step))
+    content = torch.load(io.BytesIO(saved.files[TRAINING_FILE]), map_location="cpu", weights_only=True)
+    return {
+        "weights_digest": weights_digest(content["model"], content["ema"]),
+        "optimizer_digest": optimizer_digest(content["optimizer"]),
+    }
