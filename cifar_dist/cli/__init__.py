@@ -15,6 +15,7 @@ COMMANDS = {
     "queue": "show our Slurm jobs with their run's progress",
     "compare": "compare runs: a table by configuration with intervals, a page with curves and tests, CSV and JSON",
     "verify": "do parts of a run again, and say whether every bit is the same",
+    "bisect": "find the first step at which two runs part, and why",
     "report": "make the page and pictures of a run anew",
     "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
 }

@@ -114,7 +114,20 @@ def test_a_stretch_over_two_ways_of_computing_is_left_out():
 @pytest.mark.parametrize("exact", [[], ["--exact-shards", "4"]])
 def test_a_run_of_three_processes_is_the_same_when_it_is_done_again(folders, data_dir, tmp_path, exact):
     where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
-    small = "--model resnet20 --epochs 2 --batch-size 48 --limit-train 96 --keep-every 1 --threads 1".split()
+    small = [
+        "--model",
+        "resnet20",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "48",
+        "--limit-train",
+        "96",
+        "--keep-every",
+        "1",
+        "--threads",
+        "1",
+    ]
     torchrun(3, ["train.py", *where, *small, *exact])
     assert main(["verify", str(tmp_path / "run")]) == 0
     said = json.loads((tmp_path / "run/verify.json").read_text())

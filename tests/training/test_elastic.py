@@ -1,0 +1,102 @@
+"""Workers and agents that die under torchrun: what is left goes on from the last checkpoint, to the same bits."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers.runs import ROOT, Result, torchrun
+
+pytestmark = pytest.mark.slow
+
+SMALL = "--model lenet --batch-size 8 --steps 900 --limit-train 200 --eval-every 100 --threads 1 --exact-shards 4"
+OFTEN = "--checkpoint-minutes 0"
+
+
+@pytest.fixture(scope="module")
+def options(folders, data_dir) -> list[str]:
+    return [*SMALL.split(), "--data", str(folders), "--data-dir", str(data_dir)]
+
+
+@pytest.fixture(scope="module")
+def whole(options, tmp_path_factory) -> Result:
+    """The run that nothing happened to, on one process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    torchrun(1, ["train.py", *options, "--output-dir", str(folder)])
+    return Result(0, folder)
+
+
+def agent(folder: Path, options: list[str], *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "train.py", *options, *OFTEN.split()]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log").open("w") as log:
+        return subprocess.Popen(
+            [*command, "--output-dir", str(folder)],
+            env=environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The agent's training processes, in order of their rank there."""
+    children = psutil.Process(process.pid).children()
+    return sorted((p for p in children if "train.py" in p.cmdline()), key=lambda p: int(p.environ()["LOCAL_RANK"]))
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it didn't happen"
+        time.sleep(0.1)
+
+
+def starts(run: Path) -> list[tuple[int, int]]:
+    return [(s["from_step"], s["world_size"]) for s in Result(0, run).json("config.json")["starts"]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_killed_worker_all_go_on_from_the_last_checkpoint(options, whole, tmp_path, rank):
+    run = tmp_path / "run"
+    process = agent(run, options, "--standalone", "--nproc_per_node=2", "--max-restarts=2")
+    wait_for(lambda: [*run.glob("checkpoints/step_*/manifest.json")])
+    workers(process)[rank].send_signal(signal.SIGKILL)
+    assert process.wait(180) == 0
+    assert [world_size for _, world_size in starts(run)] == [2, 2]
+    assert 0 < starts(run)[1][0] < 900
+    assert (run / "model.safetensors").read_bytes() == whole.weights()
+
+
+def test_with_an_agent_less_the_others_go_on_and_end_at_the_same_bits(options, whole, tmp_path):
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1", "--local-addr=127.0.0.1")
+    elastic = ("--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=3", *meeting)
+    first = agent(run, options, *elastic)
+    time.sleep(1)  # so that it keeps the meeting place
+    second = agent(run, options, *elastic)
+    try:
+        wait_for(lambda: [*run.glob("checkpoints/step_*/manifest.json")])
+        assert starts(run)[-1][1] == 2
+        for process in (*workers(second), psutil.Process(second.pid)):
+            process.kill()
+        assert first.wait(240) == 0
+    finally:
+        for process in (first, second):
+            for left in (process.pid,):
+                if process.poll() is None:
+                    os.killpg(left, signal.SIGKILL)
+    assert next(world_size for _, world_size in starts(run)) == 2
+    assert starts(run)[-1][1] == 1
+    assert (run / "model.safetensors").read_bytes() == whole.weights()
