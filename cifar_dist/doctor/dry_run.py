@@ -26,6 +26,7 @@ from cifar_dist.runtime.collectives import on_all, on_main
 from cifar_dist.text import clock, count, duration, size
 from cifar_dist.training.build import Trainer, build
 from cifar_dist.training.evaluation import EVAL_BLOCK, evaluating
+from cifar_dist.training.pace import slow_ranks
 from cifar_dist.training.resume import new_folder, resume_source
 from cifar_dist.training.step import forward, train_step
 from cifar_dist.training.warmup import settle_gradient_buckets
@@ -198,7 +199,15 @@ def judge(answers: Sequence[Answer]) -> list[Line]:
     lines.append(ok("global batch", facts["batch"]))
     epochs = facts["steps"] / facts["steps_per_epoch"]
     lines.append(ok("length", f"{facts['steps']:,} steps, {epochs:g} epochs of {facts['steps_per_epoch']:,}"))
-    return [*lines, memory_line(answers), time_line(answers), ok("folder", facts["destination"])]
+    return [*lines, memory_line(answers), *pace_lines(answers), time_line(answers), ok("folder", facts["destination"])]
+
+
+def pace_lines(answers: Sequence[Answer]) -> list[Line]:
+    """Return a line for each rank that is much slower than the others."""
+    slow = slow_ranks([answer.facts["block_s"] for answer in answers])
+    advice = "see what else runs there, its cores, its GPU's clock and temperature; or leave it out"
+    text = "takes {:.1f} times as long as the others to evaluate as many images, and they wait for it at each step"
+    return [warning("pace", f"{answers[rank].where} {text.format(times)}", advice) for rank, times in slow.items()]
 
 
 def memory_line(answers: Sequence[Answer]) -> Line:

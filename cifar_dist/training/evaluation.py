@@ -1,8 +1,10 @@
 """Evaluation: every image of a split exactly once, the same numbers on any number of ranks."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from cifar_dist.errors import DivergedError
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.inputs.plan import cut
 from cifar_dist.models import memory_format
-from cifar_dist.runtime.collectives import sum_across_ranks
+from cifar_dist.runtime.collectives import gather_rows, sum_across_ranks
 from cifar_dist.runtime.compiling import eagerly
 from cifar_dist.runtime.cpu import use_onednn, uses_onednn
 from cifar_dist.training.metrics import EvalResult
@@ -43,13 +45,17 @@ def evaluate(
     An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
     weighted mean over `six_views`.
     """
-    logits = torch.zeros(len(split), num_classes, device=accelerator.device)
+    logits, blocks, start = torch.zeros(len(split), num_classes, device=accelerator.device), 0, time.perf_counter()
     with evaluating(model, accelerator):
-        for places, pixels, _ in eval_blocks(split, accelerator):
+        for blocks, (places, pixels, _) in enumerate(eval_blocks(split, accelerator), start=1):  # noqa: B007
             images = normalize(pixels)
             for weight, view in six_views(images) if tta else ((1.0, images),):
                 logits[places] += weight * model(view).float()
-    result = EvalResult.of(sum_across_ranks(logits).cpu(), split.labels())
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize(accelerator.device)
+    own_s = torch.tensor([(time.perf_counter() - start) / blocks if blocks else 0.0], device=accelerator.device)
+    block_s = [seconds or None for seconds in gather_rows(own_s).flatten().tolist()]
+    result = replace(EvalResult.of(sum_across_ranks(logits).cpu(), split.labels()), block_s=block_s)
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result

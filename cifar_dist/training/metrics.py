@@ -60,6 +60,7 @@ class EvalResult:
     loss_sum: float  # cross-entropy, nats, summed over images
     targets: Tensor | None = None  # (M,) int64 on the CPU; None in a result rebuilt from its record
     logits: Tensor | None = None  # (M, K) float32 on the CPU
+    block_s: list[float | None] | None = None  # seconds that each rank took for a block; None of one that had none
 
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor) -> "EvalResult":

@@ -1,6 +1,7 @@
 """What a run writes and says between its steps: training lines, validations, checkpoints."""
 
 import math
+import socket
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,10 +15,11 @@ from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.digest import optimizer_digest, weights_digest
 from cifar_dist.record.folder import TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import Digests, EvalLine, TrainLine, ValLine
-from cifar_dist.runtime.collectives import on_main, sum_across_ranks
+from cifar_dist.runtime.collectives import gather_objects, on_main, sum_across_ranks
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.evaluation import eval_blocks, evaluate
 from cifar_dist.training.metrics import EvalResult
+from cifar_dist.training.pace import Pace
 from cifar_dist.training.preemption import StopSignals
 from cifar_dist.training.state import snapshot, to_bytes
 from cifar_dist.training.stopwatch import Stopwatch
@@ -35,6 +37,7 @@ class Run:
     console: Console
     signals: StopSignals
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    pace: Pace = field(default_factory=Pace)
 
 
 def log_training(run: Run, lr: float, gradient_norm: Tensor | None) -> None:
@@ -94,6 +97,12 @@ def validate(run: Run) -> None:
 
     gap, note = on_main(write)
     run.console.val_line(line, best, gap)
+    for rank, times in run.pace.notice(result.block_s or []).items():
+        host = gather_objects(socket.gethostname())[rank]
+        run.console.warn(
+            f"rank {rank} on {host} takes {times:.1f} times as long as the others to evaluate the same number of images, and "
+            "they wait for it at each step; accelerate launch CONFIG -m cifar_dist doctor looks at its machine"
+        )
     if note:
         run.console.warn(note)
 

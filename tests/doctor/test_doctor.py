@@ -552,7 +552,7 @@ def test_memory_is_that_of_the_optimizer_and_of_the_micro_batch(options, monkeyp
 def test_the_time_is_images_by_speed_and_evaluations():
     facts = {"peak": {"peak": 1e9}, "bytes": {"parameters": 10**6}, "micro_batch": 8, "data": "", "synthetic": False}
     facts |= {"parameters": 9, "batch": "", "steps": 100, "steps_per_epoch": 10, "images": 36_000, "images_per_s": 10.0}
-    facts |= {"step_s": [0.9, 1.1], "evaluation_s": 65.0, "evaluations": 11, "destination": "runs/x"}
+    facts |= {"step_s": [0.9, 1.1], "evaluation_s": 65.0, "evaluations": 11, "destination": "runs/x", "block_s": 1.0}
     lines = {line.name: line for line in dry_run.judge(answers(facts, {**facts, "images_per_s": 9.0}))}
     assert lines["time"].text.startswith(
         "about 1:07:45, an estimate: 1:06:40 for 36,000 images at 9 a second, 1:05 for 11"
@@ -560,6 +560,9 @@ def test_the_time_is_images_by_speed_and_evaluations():
     full = {**facts, "peak": {"peak": 78e9, "total": 80e9}}
     lines = {line.name: line for line in dry_run.judge(answers(facts, full))}
     assert lines["memory"].status == "warning" and "rank 1 on b" in lines["memory"].text
+    assert "pace" not in lines
+    lines = {line.name: line for line in dry_run.judge(answers(facts, {**facts, "block_s": 2.1}))}
+    assert lines["pace"].status == "warning" and "rank 1 on b takes 2.1 times as long" in lines["pace"].text
 
 
 def test_the_folder_that_a_run_would_go_on_in_is_recognised(train, doctor):
