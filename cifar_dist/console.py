@@ -69,6 +69,9 @@ class Console:
         )
         self.say(f"model        {num_parameters:,} parameters on {where}")
         self.say(f"global batch {plan.arithmetic()}")
+        if plan.world_size > 1 and not plan.shards:
+            note = "on another number of processes sums round differently, and batch norm sees other batches"
+            self.say(f"             {note}; --exact-shards {plan.world_size} has neither", "dim")
         self.say(
             f"length       {plan.total_steps:,} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs of {plan.steps_per_epoch:,}"
         )

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from cifar_dist.cli import command_parser
 from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
@@ -64,9 +62,8 @@ def main(argv: Sequence[str]) -> int:
             f"{folder} has nothing to do again: no checkpoint, and no validation with digests; let it validate once"
         )
     for begin, end in sorted(random.sample(choice, min(options.segments, len(choice)))):
-        verdict = do_again(folder, begin, end, known.get(end) or kept[end], options.data_dir)
-        console.say(f"{verdict.what}: {'same' if verdict.same else 'DIFFERENT'} ({verdict.seconds:.1f} s)")
-        verdicts.append(verdict)
+        console.say(f"doing steps {begin} to {end} again", "dim")
+        verdicts.append(do_again(folder, begin, end, known.get(end) or kept[end], options.data_dir))
     show(verdicts, console)
     same = all(verdict.same for verdict in verdicts)
     content = {
@@ -117,7 +114,6 @@ def do_again(folder: Path, begin: int, end: int, expected: Digests, data_dir: st
 
 
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    width = max(len(verdict.what) for verdict in verdicts)
     for verdict in verdicts:
-        table.add_row(verdict.what, "same" if verdict.same else "[bold red]DIFFERENT[/]", verdict.note)
-    console.rich.print(table)
+        console.say(f"{verdict.what:{width}}  {'same' if verdict.same else 'DIFFERENT'}  {verdict.note}".rstrip())

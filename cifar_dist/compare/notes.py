@@ -52,9 +52,14 @@ def _circumstances(comparison: Comparison) -> Iterator[str]:
         yield "All runs have the same configuration; nothing differs but the seed or fold."
     facts: dict[str, tuple[str, Callable[[Any], str]]] = {
         "git_commit": ("The code differs", lambda commit: commit[:8] + "+" * commit.endswith("+")),
-        "world_size": ("The number of processes differs, on which batch norm depends", str),
+        "world_size": (
+            "The number of processes differs, without --exact-shards: sums round differently, and batch norm sees other batches",
+            str,
+        ),
         "device": ("The devices differ, so times are not comparable", str),
     }
+    if all(run.config.get("exact_shards") for group in comparison.groups for run in group.runs):
+        del facts["world_size"]
     for name, (sentence, shown) in facts.items():
         where: dict[str, list[str]] = {}
         for group in comparison.groups:

@@ -75,7 +75,8 @@ def where(images: Sequence[Mapping[str, Any]], theirs: Mapping[int, Mapping[str,
     """Say which images differ, who holds them, and what they were computed together with."""
     first = images[0]
     other = theirs[first["position"]]
-    text = f"{count(len(images), 'image')}, the first at position {first['position']}, held by rank {first['rank']} and {other['rank']}"
+    ranks = " and ".join(dict.fromkeys([str(first["rank"]), str(other["rank"])]))
+    text = f"{count(len(images), 'image')}, the first at position {first['position']}, held by rank {ranks}"
     if first["together"] != other["together"]:
         text += f", computed together with {first['together'] - 1} and {other['together'] - 1} others"
     return text

@@ -368,3 +368,11 @@ def test_folds_processes_and_devices_are_pointed_out():
 
 def test_values_that_happen_to_be_equal_have_an_interval_without_width():
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5, "t")
+
+
+@pytest.mark.parametrize(("exact_shards", "said"), [(None, True), (8, False)])
+def test_another_number_of_processes_is_noted_where_it_changes_bits(exact_shards, said):
+    starts = ({"git_commit": "a" * 40, "world_size": size} for size in (1, 4))
+    runs = [make_run(f"r{i}", start=start, lr=0.1 + i, exact_shards=exact_shards) for i, start in enumerate(starts)]
+    noted = " ".join(notes(compare(runs)))
+    assert ("number of processes differs, without --exact-shards" in noted) == said

@@ -12,6 +12,7 @@ from safetensors.torch import load
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
+from cifar_dist.models import MODELS
 from cifar_dist.runtime import collectives
 
 WORLD_SIZES = (1, 2, 3, 4, 7)
@@ -27,6 +28,7 @@ JOBS = {
     # 216 images in batches of 80: the last one of an epoch has 9 of 12 shards.
     "exact resnet": f"{RESNET} --batch-size 80 --lr 0.1 --steps 20 --exact-shards 12 --ema-decay 0.9",
     "exact lenet": f"{LENET} --lr 0.1 --steps 40 --limit-train 193 --exact-shards 7 --augment mixup --max-grad-norm 1",
+    "exact bf16": f"{LENET} --lr 0.1 --steps 20 --exact-shards 7 --mixed-precision bf16",
     "exact mlp": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer adamw --lr 0.001 --steps 20 "
     "--limit-train 193 --exact-shards 8",
     "process": f"{RESNET} --steps 12",
@@ -34,6 +36,10 @@ JOBS = {
     "dropout": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer sgd --lr 0.001 --schedule constant "
     "--warmup 0 --augment crop flip rotate jitter cutmix --steps 20 --limit-train 193",
     "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
+}
+# Each model once, in two steps of which the second has two of three shards.
+EVERY = {
+    f"every {name}": f"--model {name} --batch-size 6 --limit-train 10 --steps 2 --exact-shards 3" for name in MODELS
 }
 TOLERANCE = {"lenet": 1e-5, "accumulated": 1e-5, "dropout": 1e-5, "sync": 1e-5}
 EXACT = [name for name in JOBS if name.startswith("exact")]
@@ -51,7 +57,7 @@ def jobs(folders, data_dir, tmp_path_factory) -> Callable[..., Result]:
             record = folder.with_name(f"{folder.name}-seen-{start}")
             record.mkdir()
             argv = [
-                *JOBS[name].split(),
+                *{**JOBS, **EVERY}[name].split(),
                 "--data",
                 str(folders),
                 "--data-dir",
@@ -132,6 +138,14 @@ def assert_equal(a, b) -> None:
             assert_equal(a[key], b[key])
     else:
         assert a == b
+
+
+@pytest.mark.slow
+def test_exact_shards_make_every_bit_of_every_model_the_same(jobs):
+    alone, three = (jobs(size, list(EVERY)) for size in (1, 3))
+    for name in EVERY:
+        assert alone[name].weights() == three[name].weights(), name
+        assert untimed(alone[name].metrics()) == untimed(three[name].metrics()), name
 
 
 @pytest.mark.slow
@@ -306,6 +320,7 @@ ONE_RANK_FAILS = """
 import os, sys
 from cifar_dist.cli.train import main
 from cifar_dist.errors import UserError
+from cifar_dist.models import MODELS
 from cifar_dist.training import build
 load = build.load_dataset
 def load_dataset(*where):
