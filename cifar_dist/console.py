@@ -1,10 +1,13 @@
 """What a run says: configuration, live progress, validation lines, the final table. Every rank but 0 is silent."""
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -25,11 +28,30 @@ if TYPE_CHECKING:  # commands that load no data need no torch
 REFRESH_S = 0.25
 
 
+class Terminal(RichConsole):
+    """Standard output, as long as there is somebody at its other end: a run doesn't end because nobody listens any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.mute()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:  # a full disk behind it, a terminal that was closed
+            self.mute()
+
+    def mute(self) -> None:
+        """Say nothing from now on."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """A run's voice. On a terminal a live bar, elsewhere one plain line per interval."""
 
     def __init__(self, speaks: bool) -> None:
-        self.rich = RichConsole(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.rich = Terminal(quiet=not speaks, highlight=False, soft_wrap=True)
         self.live = self.rich.is_terminal and speaks
         self._progress: Progress | None = None
         self._task = TaskID(0)

@@ -6,10 +6,13 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
+
+PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint")  # options that may begin with a ~
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -47,7 +50,11 @@ class OneLineParser(argparse.ArgumentParser):
             if self.word_is in given:
                 raise UserError(f"{given['word']} and {flag(self.word_is)} both say which; leave one out")
             given[self.word_is] = given.pop("word")
-        return given
+        # A shell leaves the ~ of --data=~/images to us, a sweep file too.
+        return {
+            name: str(Path(v).expanduser()) if name in PATHS and str(v).startswith("~") else v
+            for name, v in given.items()
+        }
 
 
 def _dashes(word: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LAUNCHER = {  # so that the launcher of several processes, where a child is one, passes all of them on and waits (launch/README.md)
     "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in SIGNALS),
     "PET_SHUTDOWN_TIMEOUT": "90",
@@ -28,7 +28,9 @@ class Children:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Children":
-        self._handlers = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        # nohup has the children ignore it, too.
+        wanted = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._pass_on) for number in wanted}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -40,7 +40,9 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _same_process_again():
     """Leave no trace of a command run in this process: signal handlers, Accelerate's and torch's state."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    handlers = {
+        s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    }
     threads = torch.get_num_threads()
     yield
     for number, handler in handlers.items():

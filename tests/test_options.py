@@ -152,3 +152,11 @@ def test_what_would_be_ignored_or_can_not_be_built_is_refused(words, message):
         check_early(resolve(*words.split()))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [["--output-dir=~/x", "--data=~/y"], ["--output_dir", "~/x", "--data", "~/y"]])
+def test_a_home_folder_that_a_shell_left_is_found(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = OneLineParser()
+    add_flags(parser, TrainConfig)
+    assert parser.parse(words) == {"output_dir": "/home/me/x", "data": "/home/me/y"}

@@ -4,7 +4,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cifar_dist.data.cache import Decoded
 from cifar_dist.errors import UserError
 
 SIZE = 32
+EXIF_ORIENTATION = 0x0112
 
 
 class Listing(NamedTuple):
@@ -32,7 +33,7 @@ def list_folder(root: Path) -> Listing:
         raise UserError(
             f"{root} has a folder {extra[0]}/, which would not be used; move its images into train/ (--val-fraction holds some out)"
         )
-    classes = {part: tuple(sorted(p.name for p in (root / part).iterdir() if p.is_dir())) for part in ("train", "test")}
+    classes = {part: _class_names(root / part) for part in ("train", "test")}
     if classes["train"] != classes["test"]:
         odd = sorted(set(classes["train"]) ^ set(classes["test"]))
         raise UserError(f"train/ and test/ of {root} must hold the same classes; only one of them has {', '.join(odd)}")
@@ -43,18 +44,28 @@ def list_folder(root: Path) -> Listing:
     return Listing(classes["train"], train, test, digest.hexdigest()[:16])
 
 
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the folders, but for hidden ones, as .ipynb_checkpoints."""
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
 def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") -> list[tuple[str, int]]:
     files = []
     for target, name in enumerate(classes):
         with os.scandir(folder / name) as entries:
-            found = sorted((e.name, e.stat()) for e in entries if e.is_file() and not e.name.startswith("."))
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in visible:
+            if not entry.is_file():
+                what = "a folder" if entry.is_dir() else "no file, or a link that leads nowhere"
+                raise UserError(f"{entry.path} is {what}; images lie directly in the folder of their class")
+        found = sorted((entry.name, entry.stat()) for entry in visible)
         if not found:
             raise UserError(
                 f"class folder {folder / name} is empty; put its images there or remove it from train/ and test/"
             )
         digest.update(f"{folder.name}/{name}\0".encode())
         for file_name, stat in found:
-            digest.update(f"{file_name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(file_name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             files.append((f"{folder}/{name}/{file_name}", target))
     return files
 
@@ -77,14 +88,29 @@ def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_file(path: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError  # only needed without a cache
+    from PIL import Image  # only needed without a cache
 
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            lost, pixels = _what_is_lost(image), np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders raise whatever they like
         raise UserError(f"can't decode {path} ({' '.join(str(error).split())}); repair or remove it") from None
+    if lost:
+        raise UserError(f"{path} has {lost}, which images of three times 8 bits lose; convert it first")
     if pixels.shape != (SIZE, SIZE, 3):
         height, width = pixels.shape[:2]
         raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
     return pixels.transpose(2, 0, 1)
+
+
+def _what_is_lost(image: Any) -> str:
+    """Return what a picture says besides RGB values of 8 bits, and would be silently left out; empty if nothing."""
+    if image.mode in ("F", "I") or ";16" in image.mode:
+        return f"more than 8 bits a value (mode {image.mode})"
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        return "transparent pixels"
+    if (orientation := image.getexif().get(EXIF_ORIENTATION, 1)) != 1:
+        return f"an EXIF orientation ({orientation})"
+    if getattr(image, "n_frames", 1) > 1:
+        return f"{image.n_frames} frames"
+    return ""

@@ -44,8 +44,8 @@ def save(checkpoints: Path, step: int, files: Mapping[str, bytes]) -> None:
     for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
         write_synced(partial / name, data)
     sync_folder(partial)
-    if final.exists():
-        shutil.rmtree(final)
+    if final.exists() or final.is_symlink():
+        remove(final)
     os.replace(partial, final)
     sync_folder(checkpoints)
     load(final)
@@ -77,20 +77,31 @@ def load_newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def prune(checkpoints: Path, keep_newest: int, keep_steps: Iterable[int]) -> None:
-    """Remove all checkpoints but the newest few and those of `keep_steps`. Call after a save has verified."""
-    steps = saved_steps(checkpoints)
-    for step in set(steps[:-keep_newest]) - set(keep_steps):
-        shutil.rmtree(folder_for(checkpoints, step))
-    for partial in checkpoints.glob(".partial-*"):  # left by a crash in the middle of a save
-        shutil.rmtree(partial)
+def prune(checkpoints: Path, keep_newest: int, keep_steps: Iterable[int]) -> list[str]:
+    """Remove all checkpoints but the newest few and those of `keep_steps`; returns what was in the way. Call after a save has verified."""
+    steps, problems = saved_steps(checkpoints), []
+    old = [folder_for(checkpoints, step) for step in sorted(set(steps[:-keep_newest]) - set(keep_steps))]
+    for folder in (*old, *checkpoints.glob(".partial-*")):  # these left by a crash in the middle of a save
+        try:
+            remove(folder)
+        except OSError as error:
+            problems.append(f"{folder} can't be removed: {error}")
+    return problems
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint's folder; of a link to one the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def discard_after(checkpoints: Path, step: int) -> None:
     """Remove the checkpoints newer than `step`: broken, or left behind by going back to it."""
     for newer in saved_steps(checkpoints):
         if newer > step:
-            shutil.rmtree(folder_for(checkpoints, newer))
+            remove(folder_for(checkpoints, newer))
 
 
 def _sha256(data: bytes) -> str:

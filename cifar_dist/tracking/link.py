@@ -76,12 +76,15 @@ def client_environment(folder: Path) -> dict[str, str]:
 
 
 def resolve_mode(mode: Mode) -> Mode:
-    """Return what `--wandb` means here: WANDB_MODE decides what `auto` leaves open. Raises `UserError`.
+    """Return what `--wandb` means here: WANDB_MODE, or what `wandb offline` stored, decides what `auto` leaves open. Raises `UserError`.
 
     Only a key's presence is looked at, so this is quick; whether it works is found out beside the training.
     """
     if mode == "auto":
-        wanted = os.environ.get("WANDB_MODE", "").lower()
+        settings = stored_settings()
+        wanted = os.environ.get(
+            "WANDB_MODE", "disabled" if settings.get("disabled") == "true" else settings.get("mode", "")
+        ).lower()
         modes: dict[str, Mode] = {"offline": "offline", "dryrun": "offline", "disabled": "disabled", "online": "online"}
         return modes.get(wanted, "auto")
     if mode == "online" and not has_key():
@@ -103,11 +106,20 @@ def has_key() -> bool:
 
 def stored_base_url() -> str:
     """Return the server that `wandb login --host` stored, or the public one."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    stored = ConfigParser()
-    with suppress(ConfigParserError):
-        stored.read(folder / "settings")
-    return stored.get("default", "base_url", fallback="https://api.wandb.ai")
+    return stored_settings().get("base_url", "https://api.wandb.ai")
+
+
+def stored_settings() -> dict[str, str]:
+    """Return what the client's own commands have stored, for the user and over that for the working folder."""
+    user = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    here = Path(os.environ.get("WANDB_DIR", "."))
+    stored: dict[str, str] = {}
+    for path in (user / "settings", here / "wandb" / "settings", here / ".wandb" / "settings"):
+        parser = ConfigParser(interpolation=None)
+        with suppress(ConfigParserError, OSError, UnicodeDecodeError):
+            parser.read(path)
+            stored |= parser["default"] if parser.has_section("default") else {}
+    return stored
 
 
 def group_name(config: Mapping[str, Any]) -> str:

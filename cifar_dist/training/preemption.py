@@ -25,6 +25,8 @@ class StopSignals:
         self.hurried = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, self._note)
 
     def defer_interrupt(self) -> None:
         """From now on Ctrl-C asks for a stop like the others."""

@@ -126,7 +126,7 @@ def save_checkpoint(run: Run) -> None:
             weights = pack_weights(trainer.state.eval_model, about) if trainer.rank == 0 else b""
         content = snapshot(trainer.state)
 
-        def write() -> None:
+        def write() -> list[str]:
             run.folder.sync_metrics()
             files = {TRAINING_FILE: to_bytes(content), WEIGHTS_FILE: weights}
             checkpoint.save(run.folder.checkpoints, progress.step, files)
@@ -135,9 +135,10 @@ def save_checkpoint(run: Run) -> None:
             every, steps = trainer.config.keep_every, checkpoint.saved_steps(run.folder.checkpoints)
             keep = [step for step in steps if every and step % (every * trainer.plan.steps_per_epoch) == 0]
             keep += [progress.best_step] if progress.best_step is not None else []
-            checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
+            return checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
 
-        on_main(write)
+        for problem in on_main(write):
+            run.console.warn(problem)
 
 
 def result_line(trainer: Trainer, kind: Literal["val", "test"], step: int, result: EvalResult) -> EvalLine:

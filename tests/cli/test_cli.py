@@ -1,10 +1,14 @@
 """What users get wrong: one line on standard error, exit status 2, nothing else."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
+from helpers.runs import ROOT
 
 from cifar_dist.cli import evaluate
 from cifar_dist.cli import train as train_command
@@ -198,3 +202,23 @@ def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_
         assert evaluate.main([*options, "--data-dir", str(data_dir)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line
+
+
+def test_a_run_outlives_whoever_reads_what_it_says(folders, data_dir, tmp_path):
+    options = ["--model", "lenet", "--epochs", "3", "--batch-size", "32", "--log-every", "1", "--threads", "1"]
+    where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
+    command = [sys.executable, "train.py", *options, *where]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout and run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(120) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+    with Path("/dev/full").open("w") as full:
+        where[-1] = str(tmp_path / "other")
+        assert (
+            subprocess.run(
+                [sys.executable, "train.py", *options, *where], cwd=ROOT, stdout=full, check=False
+            ).returncode
+            == 0
+        )
+    assert json.loads((tmp_path / "other/summary.json").read_text())["status"] == "finished"

@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -46,10 +47,10 @@ def test_any_format_decodes(tmp_path, suffix):
     assert len(load_dataset(str(tmp_path / "set"), tmp_path / "data").train) == 12
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path):
+def test_grey_and_opaque_images_become_rgb(tmp_path):
     write_class_folders(tmp_path / "set", train=3, test=2)
     Image.new("L", (32, 32), 200).save(tmp_path / "set/train/cat/0000.png")
-    Image.new("RGBA", (32, 32), (1, 2, 3, 0)).save(tmp_path / "set/train/cat/0001.png")
+    Image.new("RGBA", (32, 32), (1, 2, 3, 255)).save(tmp_path / "set/train/cat/0001.png")
     images = load_dataset(str(tmp_path / "set"), tmp_path / "data").train.images
     assert images[3].unique().tolist() == [200]
     assert images[4, :, 0, 0].tolist() == [1, 2, 3]
@@ -92,6 +93,68 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path, damage, message):
         load_dataset(str(tmp_path / "set"), tmp_path / "data")
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "data").glob("cache/*/about.json"))  # nothing half-read is kept
+
+
+def orientation(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif.tobytes()
+
+
+LOSSY = {
+    "16 bits": (
+        lambda: Image.fromarray(np.full((32, 32), 50_000, np.uint16)),
+        {},
+        "more than 8 bits a value (mode I;16)",
+    ),
+    "transparency": (lambda: Image.new("RGBA", (32, 32), (1, 2, 3, 128)), {}, "transparent pixels"),
+    "orientation": (lambda: Image.new("RGB", (32, 32)), {"exif": orientation(6)}, "an EXIF orientation (6)"),
+}
+
+
+@pytest.mark.parametrize("what", LOSSY)
+def test_what_a_conversion_would_lose_is_named(tmp_path, what):
+    make, options, message = LOSSY[what]
+    write_class_folders(tmp_path / "set", train=2, test=2)
+    make().save(tmp_path / "set/train/cat/0001.png", **options)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load_dataset(str(tmp_path / "set"), tmp_path)
+    assert "train/cat/0001.png" in str(error.value)
+
+
+def test_hidden_folders_are_no_classes_and_names_may_be_any_bytes(tmp_path):
+    write_class_folders(tmp_path / "set", train=2, test=2)
+    for part in ("train", "test"):
+        (tmp_path / "set" / part / ".ipynb_checkpoints").mkdir()
+    odd = os.fsencode(tmp_path / "set/train/cat") + b"/\xff.png"
+    (tmp_path / "set/train/cat/0001.png").rename(os.fsdecode(odd))
+    dataset = load_dataset(str(tmp_path / "set"), tmp_path)
+    assert (len(dataset.classes), len(dataset.train.targets)) == (4, 8)
+
+
+@pytest.mark.parametrize("name", ["inner", "nowhere", "pipe"])
+def test_what_is_no_image_among_the_images_is_named(tmp_path, name):
+    write_class_folders(tmp_path / "set", train=2, test=2)
+    path = tmp_path / "set/train/cat" / name
+    if name == "inner":
+        path.mkdir()
+    elif name == "nowhere":
+        path.symlink_to(tmp_path / "gone")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=f"train/cat/{name} is (a folder|no file)"):
+        load_dataset(str(tmp_path / "set"), tmp_path)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    write_class_folders(tmp_path / "set", train=2, test=2)
+
+    def damaged(*_, **__):
+        raise RuntimeError("item table missing")
+
+    monkeypatch.setattr(Image, "open", damaged)
+    with pytest.raises(UserError, match=r"can't decode .*\.png \(item table missing\); repair or remove it"):
+        load_dataset(str(tmp_path / "set"), tmp_path)
 
 
 def test_a_changed_folder_is_decoded_again_and_has_another_fingerprint(folders, tmp_path):

@@ -87,3 +87,24 @@ def test_an_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_checkpoints_behind_links_are_pruned_and_what_cannot_be_is_said(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    checkpoints = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        checkpoint.save(checkpoints, step, {"a": b"x"})
+    elsewhere.mkdir()
+    (checkpoints / "step_00000001").rename(elsewhere / "step_00000001")
+    (checkpoints / "step_00000001").symlink_to(elsewhere / "step_00000001")
+    assert checkpoint.load_newest(checkpoints)[1] == []
+    assert checkpoint.prune(checkpoints, 2, []) == []
+    assert checkpoint.saved_steps(checkpoints) == [2, 3]
+    assert (elsewhere / "step_00000001/manifest.json").exists()
+
+    def refuse(_folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", refuse)
+    (problem,) = checkpoint.prune(checkpoints, 1, [])
+    assert "step_00000002 can't be removed: [Errno 13] Permission denied" in problem

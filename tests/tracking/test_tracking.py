@@ -99,6 +99,23 @@ def test_auto_honours_wandb_mode(monkeypatch, variable, expected):
     assert resolve_mode("offline") == "offline"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("mode = offline", "offline"), ("disabled = true", "disabled"), ("", "auto")]
+)
+@pytest.mark.parametrize("where", ["wandb", ".wandb", "user"])
+def test_auto_honours_what_the_clients_own_commands_have_stored(monkeypatch, tmp_path, where, text, expected):
+    """As `wandb offline` does in the working folder: nothing is sent against a stated wish."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / where).mkdir()
+    (tmp_path / where / "settings").write_text(f"[default]\n{text}\nproject = 100%\n")
+    assert resolve_mode("auto") == expected
+    assert resolve_mode("online" if has_key() else "offline") != "auto"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert resolve_mode("auto") == "online"
+
+
 def test_a_key_is_found_where_wandb_keeps_it(monkeypatch, tmp_path):
     no_server(monkeypatch, tmp_path)
     assert not has_key()

@@ -11,7 +11,7 @@ from cifar_dist.training.preemption import Ballot, StopSignals
 FINE = torch.zeros((), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_every_stop_signal_becomes_a_decision(number):
     signals = StopSignals()
     signals.defer_interrupt()
@@ -19,6 +19,13 @@ def test_every_stop_signal_becomes_a_decision(number):
     assert ballot.vote(1, FINE) == (None, False, False)
     os.kill(os.getpid(), number)
     assert ballot.vote(2, FINE).stop == number
+
+
+def test_a_closed_terminal_is_ignored_where_it_was_before_as_nohup_has_it():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = StopSignals()
+    signal.raise_signal(signal.SIGHUP)
+    assert signals.received is None
 
 
 def test_a_signal_that_launchers_repeat_hurries_nobody():
