@@ -14,6 +14,7 @@ import torch
 
 from cifar_dist.record.lines import Start
 from cifar_dist.runtime.cpu import computes_in_bf16, uses_onednn
+from cifar_dist.runtime.launch import launch_id
 
 GIT = ("git", "-C", str(Path(__file__).parents[2]))
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
@@ -32,6 +33,7 @@ def environment(device: torch.device, world_size: int) -> Start:
         "world_size": world_size,
         "threads_per_process": torch.get_num_threads(),
         "kernels": kernels(),
+        "launch": launch_id(),
     }
 
 

@@ -96,6 +96,7 @@ class Start(TypedDict, total=False):
     device: str
     world_size: int
     threads_per_process: int
+    launch: str | None  # torchrun's name for the launch, the same after it has restarted its workers
     kernels: dict[str, Any]  # which of the kernels that a processor offers are used: they may round differently
     num_parameters: int
 

@@ -15,6 +15,12 @@ def env_int(name: str, default: int) -> int:
     return int(os.environ.get(name) or default)
 
 
+def launch_id() -> str | None:
+    """Return what all processes of a launch by torchrun share, over its restarts; None where it doesn't say."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name in (None, "", "none") else name
+
+
 def one_machine() -> bool:
     """Whether the launcher started all processes on this machine, so that all see the same files and GPUs."""
     return env_int("WORLD_SIZE", 1) == env_int("LOCAL_WORLD_SIZE", env_int("WORLD_SIZE", 1))

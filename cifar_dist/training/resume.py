@@ -28,6 +28,7 @@ from cifar_dist.record.folder import (
     predictions_file,
 )
 from cifar_dist.record.lines import ConfigRecord, Summary
+from cifar_dist.runtime.launch import env_int, launch_id
 
 THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
 
@@ -120,6 +121,14 @@ def resume_source(resume: str) -> tuple[Path | None, int | None]:
 
 
 def new_folder(config: TrainConfig) -> Path:
+    """Return a folder for a new run, or that of the run which torchrun starts again here after a worker has died."""
+    launch = launch_id()
+    if launch and env_int("TORCHELASTIC_RESTART_COUNT", 0):
+        for path in sorted(Path("runs").glob(f"*/{CONFIG_FILE}"), reverse=True):
+            with suppress(UserError):
+                recorded = RunFolder(path.parent).config()
+                if recorded and recorded["starts"][-1].get("launch") == launch:
+                    return path.parent
     recipe = config.recipe.replace("/", "-")  # ghasemi2024/3 is not a folder in a folder
     name = f"runs/{config.model}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path(name), 2
