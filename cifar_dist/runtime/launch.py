@@ -10,9 +10,33 @@ import torch
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # numbers that a launcher sets
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes don't find each other
+
 
 def env_int(name: str, default: int) -> int:
-    return int(os.environ.get(name) or default)
+    """Return a number of the environment; what is none counts as not set, and `check_environment` refuses it."""
+    try:
+        return int(os.environ.get(name) or default)
+    except ValueError:
+        return default
+
+
+def check_environment() -> None:
+    """Raise `UserError` for what a launcher would not have set: left over from another program, most likely."""
+    for name in RANKS:
+        value = os.environ.get(name)
+        if value and not value.strip().removeprefix("-").isdecimal():
+            raise UserError(f"{name}={value!r} in the environment is not a whole number; unset it")
+    said = [name for name in ("RANK", "LOCAL_RANK") if os.environ.get(name)] + ["WORLD_SIZE"] * (
+        env_int("WORLD_SIZE", 1) > 1
+    )
+    missing = [name for name in MEETING if not os.environ.get(name)]
+    if said and missing:
+        raise UserError(
+            f"{said[0]}={os.environ[said[0]]} in the environment says that a launcher started this process, but {missing[0]} is not "
+            f"set; unset {said[0]}, or start with accelerate launch or torchrun"
+        )
 
 
 def launch_id() -> str | None:
@@ -69,6 +93,7 @@ def launch_request() -> LaunchRequest | None:
 
 def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
     """Raise `UserError` where the launcher's wish, this machine and the configuration disagree."""
+    check_environment()
     gpus = torch.cuda.device_count()
     local_world_size = env_int("LOCAL_WORLD_SIZE", 1)
     if config.device == "gpu" and not uses_gpu(config):

@@ -169,7 +169,6 @@ def init(record: RunRecord, link: Link, mode: Literal["online", "offline"]) -> A
         group=group_name(config),
         job_type="train",
         tags=config["wandb_tags"] or None,  # None: as before, or WANDB_TAGS
-        notes=config["wandb_notes"],
         settings=settings,
     )
     size = {name: record.summary.get(name) for name in SIZE}

@@ -140,7 +140,7 @@ def test_a_chart_shows_the_values_under_the_pointer_and_hides_lines(browser, rep
 
 def test_hostile_names_are_shown_as_they_are(browser, tmp_path):
     name, note = '<b>&"x', "</script><script>alert(1)</script>"
-    pixels = make_run(tmp_path / "run", [name, "dog", "</style>", "<img src=x>"], wandb_notes=note)
+    pixels = make_run(tmp_path / "run", [name, "dog", "</style>", "<img src=x>"], wandb_group=note)
     with open_page(browser, write_report(tmp_path / "run", pixels)) as opened:
         opened.page.locator('[data-true="0"][data-predicted="3"]').click()
         assert opened.page.locator("#cell h3").inner_text().startswith(f"{name}, taken for <img src=x>: ")

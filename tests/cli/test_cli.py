@@ -73,7 +73,8 @@ def test_a_batch_smaller_than_the_world_is_refused_before_a_process_group_is_nee
 
 
 def test_a_launcher_that_started_more_processes_than_accelerate_sees_is_refused(train, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")  # but no rendezvous: each process would train alone
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)  # but no rendezvous: each process would train alone
     monkeypatch.setattr(accelerator, "PartialState", lambda **_: SimpleNamespace(num_processes=1))
     assert train().status == 2
     assert "the launcher started 2 processes, but Accelerate sees 1" in capsys.readouterr().err

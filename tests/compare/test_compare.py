@@ -83,11 +83,11 @@ def test_the_csv_has_a_flat_line_for_each_run(runs):
 def test_names_with_commas_quotes_and_line_breaks_survive_the_csv(tmp_path):
     names = ['a, "b"', "two\nlines", "plain"]
     for number, name in enumerate(names):
-        write_run(tmp_path / "runs" / str(number), lr=0.1 * (number + 1), wandb_notes=name, augment=["crop", name])
+        write_run(tmp_path / "runs" / str(number), lr=0.1 * (number + 1), wandb_group=name, augment=["crop", name])
     main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path)])
     with (tmp_path / "compare.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
-    assert [row["option/wandb_notes"] for row in rows] == names
+    assert [row["option/wandb_group"] for row in rows] == names
     assert [row["option/augment"] for row in rows] == [f"crop {name}" for name in names]
     assert all(None not in row and row["status"] == "finished" for row in rows)
 

@@ -112,7 +112,7 @@ def test_holms_correction_of_his_own_example():
 def test_seeds_folds_and_what_may_change_make_no_other_configuration():
     runs = [
         make_run("a", seed=0),
-        make_run("b", seed=1, threads=2, device="cpu", keep_checkpoints=5, wandb_notes="again"),
+        make_run("b", seed=1, threads=2, device="cpu", keep_checkpoints=5, wandb_group="again"),
         make_run("c", folds=5, fold=0),
         make_run("d", folds=5, fold=1),
         make_run("e", log_every=7, seed=2),

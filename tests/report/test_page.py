@@ -85,7 +85,7 @@ def test_all_mistakes_and_the_least_certain_hits_of_each_class_are_there_with_th
 
 def test_hostile_names_are_text(tmp_path):
     names, note = ['<b>&"x', "</script x", "</style>", "{{ 7 * 7 }}"], "</script><script>alert(1)</script>"
-    pixels = make_run(tmp_path / "run", names, wandb_notes=note)
+    pixels = make_run(tmp_path / "run", names, wandb_group=note)
     page = write_report(tmp_path / "run", pixels).read_text()
     assert "<b>&" not in page and "<script>alert" not in page and page.count("</style>") == 2
     assert page.count("</script") == page.count("</script>") == page.count("<script")

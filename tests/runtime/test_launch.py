@@ -164,3 +164,31 @@ def test_the_launchers_command_line_is_read_as_the_launcher_reads_it(monkeypatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(launch.psutil, "Process", lambda: FakeParent(*words.split()))
     assert launch_request() == request_
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc' in the environment is not a whole number; unset it"),
+        (
+            {"WORLD_SIZE": "4"},
+            "WORLD_SIZE=4 in the environment says .* but RANK is not set; unset WORLD_SIZE, or start with",
+        ),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 in the environment says .* but RANK is not set; unset LOCAL_RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0 in the environment says .* but MASTER_ADDR is not set"),
+    ],
+)
+def test_what_another_program_left_in_the_environment_is_refused_in_a_line(
+    train, monkeypatch, capsys, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = train()
+    assert result.status == 2 and not result.folder.exists()
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line)
+
+
+def test_a_single_process_may_say_so(train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert train("--steps", "1").status == 0

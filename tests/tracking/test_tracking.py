@@ -155,8 +155,9 @@ def test_disabled_leaves_nothing_behind(train):
 
 
 @pytest.mark.slow
-def test_a_run_is_shown_whole_with_its_media(train, server: Server):
-    result = train(*STEPS, "--wandb-tags", "a", "b", "--wandb-notes", "a note", "--wandb-weights", pictures=True)
+def test_a_run_is_shown_whole_with_its_media(train, server: Server, monkeypatch):
+    monkeypatch.setenv("WANDB_NOTES", "a note")
+    result = train(*STEPS, "--wandb-tags", "a", "b", "--wandb-weights", pictures=True)
     assert result.status == 0
     view = read_link(result.folder)
     assert view and view.complete and view.mode == "online" and view.url
