@@ -165,7 +165,7 @@ stop, step_of = int(sys.argv[1]), engine.train_step
 preemption.VOTE_EVERY_S = 0.0
 def train_step(trainer, step, *rest):
     norm = step_of(trainer, step, *rest)
-    if step + 1 == stop and os.environ["RANK"] == "0":
+    if step + 1 == stop and os.environ.get("RANK", "0") == "0":
         os.kill(os.getpid(), signal.SIGUSR1)
     return norm
 engine.train_step = train_step

@@ -194,7 +194,8 @@ def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[
     # auto: whatever was taken then.
     now = {*THIS_START, *given} - {name for name in ("data", "mixed_precision") if getattr(config, name) == "auto"}
     merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
-    if changed := changed_fields(recorded["config"], merged):
+    # Whether data in another place are the same is known when they are read (`run.check_same_data`).
+    if changed := [name for name in changed_fields(recorded["config"], merged) if name != "data"]:
         name = changed[0]
         raise UserError(
             f"the run in {path} has {flag(name)} {recorded['config'].get(name)}, not {getattr(merged, name)}; "

@@ -476,3 +476,24 @@ def test_a_copy_of_a_run_is_another_run_for_weights_and_biases(train):
     copy = train("--resume", str(step), "--epochs", "1", "--no-test", name="copy").folder
     assert (first.folder / "wandb.json").exists() and not (copy / "wandb.json").exists()
     assert (first.folder / "predictions-test.npz").exists() and not (copy / "predictions-test.npz").exists()
+
+
+def test_data_that_were_moved_are_the_same_data_and_others_are_not(train, folders, tmp_path, monkeypatch, capsys):
+    first = copy_tree(folders, tmp_path / "first")
+    whole = train("--data", str(first), name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        train("--data", str(first), name="moved")
+    second = first.rename(tmp_path / "second")
+    assert train("--data", str(first), name="moved").status == 2
+    assert f"--data {first} is not a folder" in capsys.readouterr().err
+    moved = train("--data", str(second), name="moved")
+    assert moved.status == 0
+    ours, theirs = (safetensors.torch.load(run.weights()) for run in (moved, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    (second / "train/dog/0000.png").unlink()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        train(name="other")
+    assert train("--data", str(second), name="other").status == 2
+    assert "was trained on" in capsys.readouterr().err
