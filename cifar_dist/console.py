@@ -31,6 +31,11 @@ REFRESH_S = 0.25
 class Terminal(RichConsole):
     """Standard output, as long as there is somebody at its other end: a run doesn't end because nobody listens any more."""
 
+    def __init__(self, **options: Any) -> None:
+        with suppress(AttributeError):  # somebody else's object in its place
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # an ASCII terminal has no ±
+        super().__init__(highlight=False, **options)
+
     def on_broken_pipe(self) -> None:
         self.mute()
 
@@ -51,7 +56,7 @@ class Console:
     """A run's voice. On a terminal a live bar, elsewhere one plain line per interval."""
 
     def __init__(self, speaks: bool) -> None:
-        self.rich = Terminal(quiet=not speaks, highlight=False, soft_wrap=True)
+        self.rich = Terminal(quiet=not speaks, soft_wrap=True)
         self.live = self.rich.is_terminal and speaks
         self._progress: Progress | None = None
         self._task = TaskID(0)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console as RichConsole
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.live import Live
@@ -24,7 +23,7 @@ from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.compare.sources import Reader, Source, find_runs
 from cifar_dist.compare.table import show
 from cifar_dist.config import option
-from cifar_dist.console import Console
+from cifar_dist.console import Console, Terminal
 from cifar_dist.errors import UserError, lookup
 from cifar_dist.exits import FINISHED
 from cifar_dist.files import write_atomically
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     runs = reader.read(sources)
     if options.follow:
         runs = follow(paths, runs, reader, options, output)
-    rich = RichConsole(highlight=False)
+    rich = Terminal()
     rich.print(report(runs, options, output, rich.width))
     Console(speaks=True).say("written: " + ", ".join(str(output / name) for name in FILES))
     return FINISHED
@@ -115,7 +114,7 @@ def follow(
 
     Returns the runs as they were last. What is shown goes away again.
     """
-    rich, shown = RichConsole(highlight=False), list[ComparedRun]()
+    rich, shown = Terminal(), list[ComparedRun]()
     last_running = time.monotonic() if is_live(runs) else -NEXT_S
     footer = Text(f"looking again every {FOLLOW_S:g} s, as {output / FILES[0]} does; Ctrl-C ends it", "bold")
     with suppress(KeyboardInterrupt), Live(console=rich, auto_refresh=False, transient=True) as screen:

@@ -87,6 +87,10 @@ def show_ranking(study: Study, console: Console) -> None:
     candidates = rank(study.runs, results, study.sweep.goal)
     names = [name for name in varying(study.runs) if name not in REPEATS]
     best = winner_command(study, candidates[0]) if candidates[0].complete and metric.split == "val" else None
+    synthetic = any(result.synthetic for result in results)
+    content: dict[str, Any] = {"metric": study.sweep.metric_record(), "synthetic": synthetic, "best": best}
+    lines = [record_of(candidate, place, names) for place, candidate in enumerate(candidates, start=1)]
+    RunFolder(study.folder).write_json(RANKING_FILE, {**content, "groups": lines})
     table = Table(title=f"{metric.name}, mean ± sample standard deviation over seeds and folds", title_justify="left")
     for column in ("rank", "runs", *names, "n", metric.key, "status"):
         table.add_column(column, justify="left" if column in (*names, "status") else "right", overflow="fold")
@@ -102,14 +106,11 @@ def show_ranking(study: Study, console: Console) -> None:
         ]
         table.add_row(*map(escape, cells), style=None if candidate.complete else "dim")
     console.rich.print(table)
-    console.synthetic_note(synthetic := any(result.synthetic for result in results))
+    console.synthetic_note(synthetic)
     if unfinished := sum(not candidate.complete for candidate in candidates):
         console.warn(f"{unfinished} of {len(candidates)} lines have runs that are not finished, and no rank")
     if best:
         console.say(f"to train and test the best{' so far' * bool(unfinished)}: {best}")
-    content: dict[str, Any] = {"metric": study.sweep.metric_record(), "synthetic": synthetic, "best": best}
-    lines = [record_of(candidate, place, names) for place, candidate in enumerate(candidates, start=1)]
-    RunFolder(study.folder).write_json(RANKING_FILE, {**content, "groups": lines})
 
 
 def record_of(candidate: Candidate, place: int, names: Sequence[str]) -> dict[str, Any]:

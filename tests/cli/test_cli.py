@@ -1,6 +1,7 @@
 """What users get wrong: one line on standard error, exit status 2, nothing else."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +224,14 @@ def test_a_run_outlives_whoever_reads_what_it_says(folders, data_dir, tmp_path):
             == 0
         )
     assert json.loads((tmp_path / "other/summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("words", [["models"], ["recipes"], ["compare", "RUN"]])
+def test_a_terminal_without_our_characters_is_no_error(train, words):
+    run = train("--steps", "2")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    words = [str(run.folder) if word == "RUN" else word for word in words]
+    command = [sys.executable, "-m", "cifar_dist", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) > 3
