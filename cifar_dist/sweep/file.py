@@ -1,6 +1,7 @@
 """Reads a sweep file in the Weights & Biases format, and refuses what only their servers could do."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -174,7 +175,7 @@ def _range(content: Mapping[str, Any], kind: str) -> Parameter:
 def _is_number(value: Any, kind: type = float) -> bool:
     """Whether it is a finite number, or with `kind` int a whole one; a boolean is neither."""
     numbers = int if kind is int else (int, float)
-    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _check_mapping(content: Any, what: str, example: str) -> None:

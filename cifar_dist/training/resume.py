@@ -112,7 +112,12 @@ def resume_source(resume: str) -> tuple[Path | None, int | None]:
         return None, None
     path = Path(resume)
     if (path / checkpoint.MANIFEST).is_file():
-        return path.parent.parent, int(path.name[5:])
+        path = path.absolute() if path.name else path.resolve()  # of --resume . the folder that it is
+        if not path.name.removeprefix("step_").isdecimal() or path.parent.name != CHECKPOINTS:
+            raise UserError(
+                f"--resume {resume} is a checkpoint under another name; it goes on as RUN/{CHECKPOINTS}/step_NUMBER"
+            )
+        return path.parent.parent, int(path.name.removeprefix("step_"))
     if (path / CONFIG_FILE).is_file():
         return path, None
     raise UserError(

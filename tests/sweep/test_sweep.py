@@ -261,6 +261,7 @@ def test_a_wrong_file_is_refused_with_the_way_out(text, message):
         ("random", "lr: {distribution: int_uniform, min: 1, max: 2.5}", "max of int_uniform must be a whole number"),
         ("random", "lr: {min: false, max: 1}", "min of uniform must be a number"),
         ("random", "lr: {min: 0.0, max: .inf}", "max of uniform must be a number"),
+        ("random", "lr: {min: 0.0, max: 1" + 400 * "0" + "}", "max of uniform must be a number"),
         ("random", "lr: {distribution: log_uniform_values, min: 0, max: 1}", "must be greater than 0, got 0"),
         ("random", "lr: {min: 0.1, max: 1.0, q: 0.1}", "q has no effect with uniform; use distribution: q_uniform"),
         ("random", "lr: {distribution: q_uniform, min: 1, max: 2, q: 0}", "q must be greater than 0, got 0"),

@@ -497,3 +497,14 @@ def test_data_that_were_moved_are_the_same_data_and_others_are_not(train, folder
         train(name="other")
     assert train("--data", str(second), name="other").status == 2
     assert "was trained on" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_found_from_inside_and_refused_under_another_name(train, tmp_path, monkeypatch, capsys):
+    run = train("--keep-checkpoints", "9")
+    step = run.folder / "checkpoints/step_00000007"
+    copied = copy_tree(step, tmp_path / "best")
+    assert train("--resume", str(copied), name="new").status == 2
+    assert f"--resume {copied} is a checkpoint under another name" in capsys.readouterr().err
+    monkeypatch.chdir(step)
+    again = train("--resume", ".", name="fork")
+    assert again.status == 0 and again.weights() == run.weights()
