@@ -1,9 +1,13 @@
 """The process group and the Accelerator, on the right device or not at all."""
 
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from threading import Timer
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
@@ -11,10 +15,12 @@ from accelerate.utils import DDPCommunicationHookType
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.runtime.collectives import sum_across_ranks, world_size
+from cifar_dist.runtime.collectives import is_speaker, sum_across_ranks, world_size
 from cifar_dist.runtime.cpu import computes_in_bf16, prepare_cpu, use_onednn, worth_onednn
 from cifar_dist.runtime.launch import check_launch, check_precision, default_threads, env_int, launch_request, uses_gpu
+from cifar_dist.text import count
 
+PATIENCE_S = 10.0  # in which processes usually have found each other
 TIMEOUT = timedelta(minutes=30)  # of a collective; NCCL's own 10 minutes are less than a slow node may decode for
 
 
@@ -32,14 +38,33 @@ def join(config: TrainConfig) -> None:
     check_launch(config, launch_request())
     torch.set_flush_denormal(True)  # see `prepare_cpu`; what happens before that may start threads too
     os.environ["OMP_NUM_THREADS"] = str(default_threads())  # Accelerate warns and chooses for itself where it is unset
-    state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT)
     launched = env_int("WORLD_SIZE", 1)
+    with said_after(PATIENCE_S, waiting_for(launched)):
+        state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT)
     if state.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes, but Accelerate sees {state.num_processes}; see launch/README.md"
         )
     if state.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UserError(f"distributed type {state.distributed_type.value} is not supported; use one of launch/*.yaml")
+
+
+@contextmanager
+def said_after(seconds: float, text: str) -> Iterator[None]:
+    """Say something on standard error, on the rank that speaks, if what is done inside takes long."""
+    timer = Timer(seconds, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if is_speaker():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def waiting_for(processes: int) -> str:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"still waiting for {count(processes - 1, 'other process')} of this run at {where}"
 
 
 def accelerate(config: TrainConfig) -> Accelerator:

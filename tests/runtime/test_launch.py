@@ -192,3 +192,15 @@ def test_what_another_program_left_in_the_environment_is_refused_in_a_line(
 def test_a_single_process_may_say_so(train, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert train("--steps", "1").status == 0
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_others_says_so(folders, data_dir, tmp_path):
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+    where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
+    command = [sys.executable, "train.py", "--model", "lenet", "--steps", "1", *where]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert process.stderr.readline() == "still waiting for 1 other process of this run at 127.0.0.1:29871\n"
+        process.kill()
