@@ -15,7 +15,7 @@ from accelerate.utils import DDPCommunicationHookType
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.runtime.collectives import is_speaker, sum_across_ranks, world_size
+from cifar_dist.runtime.collectives import is_speaker, meeting_place, sum_across_ranks, world_size
 from cifar_dist.runtime.cpu import computes_in_bf16, prepare_cpu, use_onednn, worth_onednn
 from cifar_dist.runtime.launch import check_launch, check_precision, default_threads, env_int, launch_request, uses_gpu
 from cifar_dist.text import count
@@ -40,7 +40,7 @@ def join(config: TrainConfig) -> None:
     os.environ["OMP_NUM_THREADS"] = str(default_threads())  # Accelerate warns and chooses for itself where it is unset
     launched = env_int("WORLD_SIZE", 1)
     with said_after(PATIENCE_S, waiting_for(launched)):
-        state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT)
+        state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT, **meeting_place(TIMEOUT))
     if state.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes, but Accelerate sees {state.num_processes}; see launch/README.md"

@@ -3,7 +3,9 @@
 Nothing else calls torch.distributed but `doctor/wire.py`, which must work where a collective hangs.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,22 @@ def is_speaker() -> bool:
     if dist.is_initialized() or one_machine():
         return env_int("RANK", 0) == 0
     return env_int("LOCAL_RANK", 0) == 0
+
+
+def meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Return where the processes of a launch that torchrun has started again find each other; nothing for a first start.
+
+    torchrun keeps its store, and with it the addresses of the processes that died, to which new ones would connect (torch
+    2.14). So each restart has its own part of it.
+    """
+    restart = env_int("TORCHELASTIC_RESTART_COUNT", 0)
+    if not restart or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    size = env_int("WORLD_SIZE", 1)
+    where = os.environ["MASTER_ADDR"], env_int("MASTER_PORT", 0)
+    store = dist.TCPStore(*where, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined] # not in torch's list of names
+    prefixed = dist.PrefixStore(f"restart_{restart}", store)  # type: ignore[attr-defined]
+    return {"store": prefixed, "rank": env_int("RANK", 0), "world_size": size}
 
 
 def stop() -> None:

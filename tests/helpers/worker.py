@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState
+
 from cifar_dist.cli.train import main
 from cifar_dist.exits import finish
 from cifar_dist.inputs.batches import Batches
@@ -24,6 +26,7 @@ of_step, train_step, vote_every_s = Batches.of_step, engine.train_step, preempti
 
 def run(job: dict[str, Any]) -> None:
     """Run one job: {"argv", "record": a folder or None, "stop": {"rank", "step"} or None}."""
+    AcceleratorState._reset_state()  # it keeps one precision a process
     rank = int(os.environ["RANK"])
 
     def recording(batches, step):

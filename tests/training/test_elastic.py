@@ -15,7 +15,6 @@ from helpers.runs import ROOT, Result, torchrun
 
 pytestmark = pytest.mark.slow
 
-# Three restarts are allowed: now and then a worker that starts again looks for one of before, and dies once more.
 SMALL = "--model lenet --batch-size 8 --steps 900 --limit-train 200 --eval-every 100 --threads 1 --exact-shards 4"
 OFTEN = "--checkpoint-minutes 0"
 
