@@ -84,7 +84,7 @@ def test_every_micro_batch_is_what_loading_it_alone_gives_and_memory_is_bounded(
                 yielded, largest = yielded + len(places), max(largest, len(places))
             assert sum(loaded) - yielded < at_once  # made ahead
     assert sum(loaded) == yielded or step + 1 < plan.total_steps  # nothing is made twice or in vain
-    assert max(loaded) <= max(at_once, largest)
+    assert max(loaded, default=0) <= max(at_once, largest)  # of exact shards of short batches a rank may have none
 
 
 @settings(max_examples=64, deadline=None)
