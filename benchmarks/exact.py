@@ -13,8 +13,6 @@ one process and on --processes. Processes share the cores, so that only ratios m
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from same_numbers import ROOT, difference, lines_of
+from same_numbers import ROOT, difference, lines_of, run_script
 
 sys.path.insert(0, str(ROOT))
 
@@ -84,13 +82,9 @@ def options(model: str, given: Any, folder: Path, exact: bool = True) -> list[st
 
 def launch(words: Sequence[str], processes: int) -> None:
     """Run a script in so many processes on the CPU; ends with its last line where it fails."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, *(launcher if processes > 1 else []), *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = run_script(words, processes, ROOT)
     if done.returncode:
-        sys.exit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def same(model: str, given: Any, folder: Path) -> str:

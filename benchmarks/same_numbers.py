@@ -121,24 +121,27 @@ def write_images(root: Path) -> None:
 
 def train(tree: Path, case: Case, data: Path, folder: Path) -> Path | str:
     """Train and return the run folder, or the line with which the revision refuses."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.processes}"]
-    program = [sys.executable, *(launcher if case.processes > 1 else []), "train.py"]
     where = ["--data", str(data), "--data-dir", str(folder.parents[1] / f"data-{tree.name}")]
     commands = [[*where, "--output-dir", str(folder), *SMALL.split(), *case.options.split()]]
     if case.resume_at:
         checkpoint = f"{folder}/checkpoints/step_{case.resume_at:08d}"
         folder = folder.with_name(f"{folder.name} again")
         commands.append(["--resume", checkpoint, "--output-dir", str(folder), *where])
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = str(tree)
     for command in commands:
-        done = subprocess.run(
-            [*program, *command], cwd=tree, env=environment, capture_output=True, text=True, check=False
-        )
+        done = run_script(["train.py", *command], case.processes, tree)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "failed:"))]
             return (lines or done.stderr.splitlines()[-1:] or ["it said nothing"])[0]
     return folder
+
+
+def run_script(words: Sequence[str], processes: int, tree: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script of a checkout to its end, in so many processes on the CPU."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *words]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = str(tree)
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
 def difference(old: Path | str, new: Path | str) -> str:

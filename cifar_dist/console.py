@@ -97,8 +97,9 @@ class Console:
         self.say(f"model        {num_parameters:,} parameters on {where}")
         self.say(f"global batch {plan.arithmetic()}")
         if plan.world_size > 1 and not plan.shards:
-            note = "on another number of processes sums round differently, and batch norm sees other batches"
-            self.say(f"             {note}; --exact-shards {plan.world_size} has neither", "dim")
+            scope = "" if plan.synchronised else ", and batch norm, where there is any, sees other batches"
+            note = f"on another number of processes sums round differently{scope}"
+            self.say(f"             {note}; with --exact-shards {plan.world_size} every bit is the same", "dim")
         self.say(
             f"length       {plan.total_steps:,} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs of {plan.steps_per_epoch:,}"
         )

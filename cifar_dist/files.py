@@ -1,8 +1,11 @@
 """Files that exist wholly or not at all, and locks."""
 
+import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -13,6 +16,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_synced(partial, data)
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by JSON for people to read, in one piece; raises `ValueError` for a nan, which JSON doesn't have."""
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def write_synced(path: Path, data: bytes) -> None:

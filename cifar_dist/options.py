@@ -69,6 +69,12 @@ def _switch(word: str, switches: set[str]) -> str:
     return name if value.lower() == "true" else name.replace("--", "--no-", 1)
 
 
+def check_output(output: str | None) -> None:
+    """Raise `UserError` where --output names a file in a folder that isn't there, before there is anything to write."""
+    if output and not Path(output).parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {Path(output).parent}; make it first")
+
+
 def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:
     """Add one flag a field (of `names`, or all), those of a `TrainConfig` in groups; flags that aren't given stay out of the result."""
     hints = get_type_hints(config_class)

@@ -1,7 +1,6 @@
 """`python -m cifar_dist bisect A B`: the first step at which two runs part, and why."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
-from cifar_dist.files import write_atomically
-from cifar_dist.options import add_flags
-from cifar_dist.replay.job import Job, do, machine_notes, make_job, recorded, start_at, whole_checkpoints
+from cifar_dist.files import write_json
+from cifar_dist.options import add_flags, check_output
+from cifar_dist.replay.job import Job, do, machine_notes, make_job, recorded, start_at
 from cifar_dist.replay.parting import circumstances, first_difference, parting_step, reason
-from cifar_dist.replay.states import digests_of, recorded_digests
+from cifar_dist.replay.states import kept_digests, recorded_digests
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,9 @@ class BisectOptions:
     data_dir: str | None = option(None, "where downloads and decoded caches are kept (default: each run's own)")
     output: str | None = option(None, "where to write the JSON (default: nowhere)")
 
+    def __post_init__(self) -> None:
+        check_output(self.output)
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with these arguments and return its exit status; raises `UserError`."""
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console(speaks=True)
     answer = bisect(folders, options.data_dir, console)
     if options.output:
-        write_atomically(Path(options.output), json.dumps(answer, indent=1).encode() + b"\n")
+        write_json(Path(options.output), answer)
         console.say(f"written to {options.output}")
     return FINISHED if answer["same"] else FAILED
 
@@ -51,11 +53,8 @@ def read_options(argv: Sequence[str]) -> tuple[tuple[Path, Path], BisectOptions]
 def bisect(folders: tuple[Path, Path], data_dir: str | None, console: Console) -> dict[str, Any]:
     """Return where the runs part and why, and say it."""
     records = [recorded(folder) for folder in folders]
-    whole = [whole_checkpoints(folder) for folder in folders]
-    known = [
-        {**{step: digests_of(f, step) for step in kept}, **recorded_digests(f)}
-        for f, kept in zip(folders, whole, strict=True)
-    ]
+    kept = [kept_digests(folder) for folder in folders]
+    known = [{**digests, **recorded_digests(folder)} for folder, digests in zip(folders, kept, strict=True)]
     same, differs = first_difference(*known)
     if differs is None:
         common = sorted(known[0].keys() & known[1].keys())
@@ -69,7 +68,7 @@ def bisect(folders: tuple[Path, Path], data_dir: str | None, console: Console) -
     console.say(f"{known_same} at step {differs}, of those that both know")
     for note in dict.fromkeys([*machine_notes(records[0]), *machine_notes(records[1])]):
         console.warn(f"this machine may round otherwise: {note}")
-    jobs = [begun_together(folder, folders, whole, same, differs, data_dir) for folder in folders]
+    jobs = [begun_together(folder, folders, kept, same, differs, data_dir) for folder in folders]
     traces = [do(job) for job in jobs]
     for folder, trace, digests in zip(folders, traces, known, strict=True):
         if any(trace[-1][name] != value for name, value in digests[differs].items()):
@@ -100,10 +99,10 @@ def bisect(folders: tuple[Path, Path], data_dir: str | None, console: Console) -
 
 
 def begun_together(
-    folder: Path, folders: Sequence[Path], whole: Sequence[Sequence[int]], same: int, stop: int, data_dir: str | None
+    folder: Path, folders: Sequence[Path], kept: Sequence[Iterable[int]], same: int, stop: int, data_dir: str | None
 ) -> Job:
     """Return the job that does a run's steps to `stop` from the last checkpoint, of either run, up to which they are the same."""
     begin, source = max(
-        [(0, folder), *((step, f) for f, kept in zip(folders, whole, strict=True) for step in kept if step <= same)]
+        [(0, folder), *((step, f) for f, steps in zip(folders, kept, strict=True) for step in steps if step <= same)]
     )
     return replace(make_job(folder, begin, stop, data_dir), folder=source, every=True)

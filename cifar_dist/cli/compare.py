@@ -1,6 +1,5 @@
 """`python -m cifar_dist compare PATH...`: runs side by side, on the terminal, as a page and as data; once or as they go on."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from cifar_dist.config import option
 from cifar_dist.console import Console, Terminal
 from cifar_dist.errors import UserError, lookup
 from cifar_dist.exits import FINISHED
-from cifar_dist.files import write_atomically
+from cifar_dist.files import write_atomically, write_json
 from cifar_dist.options import add_flags
 from cifar_dist.record.metric import METRICS
 
@@ -96,12 +95,11 @@ def report(
     """Compare, write the files and return what the terminal shows; raises `UserError`."""
     comparison = compare(runs, options.metric, options.baseline)
     found, sentences = differences(comparison), notes(comparison)
-    content = json.dumps(to_json(comparison, found, sentences), indent=1, allow_nan=False)
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_comparison_page(output / "compare.html", comparison, found, sentences, reload_s)
         write_atomically(output / "compare.csv", to_csv(comparison).encode())
-        write_atomically(output / "compare.json", content.encode() + b"\n")
+        write_json(output / "compare.json", to_json(comparison, found, sentences))
     except OSError as error:
         raise UserError(f"can't write to {output}: {error.strerror}; choose another folder with --output") from None
     return show(comparison, found, sentences, width)

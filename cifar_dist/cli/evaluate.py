@@ -1,6 +1,5 @@
 """`eval.py`: evaluate a run or a weights file, print a table, write JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,9 @@ from cifar_dist.console import Console
 from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, guarded
-from cifar_dist.files import write_atomically
+from cifar_dist.files import write_json
 from cifar_dist.inputs.normalize import Normalize
-from cifar_dist.options import OneLineParser, add_flags, with_launcher_precision
+from cifar_dist.options import OneLineParser, add_flags, check_output, with_launcher_precision
 from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
@@ -60,8 +59,7 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
     if not options.checkpoint:
         raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
-    if options.output and not Path(options.output).parent.is_dir():
-        raise UserError(f"--output {options.output}: there is no folder {Path(options.output).parent}; make it first")
+    check_output(options.output)
     return options, {name: given[name] for name in SHARED if name in given}
 
 
@@ -100,7 +98,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
     record |= result.counted(dataset.classes)
     output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
-    collectives.on_main(lambda: write_atomically(output, json.dumps(record, indent=1).encode() + b"\n"))
+    collectives.on_main(lambda: write_json(output, record))
     console.say(f"written to {output}")
     return FINISHED
 

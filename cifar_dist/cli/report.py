@@ -12,7 +12,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.record.folder import PLOTS
 from cifar_dist.record.predictions import Predictions, read_predictions
-from cifar_dist.record.reader import RunRecord, is_run, read_run
+from cifar_dist.record.reader import RunRecord, is_run, not_a_run, read_run
 from cifar_dist.report.images import load_pixels
 from cifar_dist.report.page import write_report
 from cifar_dist.report.plots import draw_pictures
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("which runs? Give their folders: python -m cifar_dist report runs/NAME")
     for folder in folders:
         if not is_run(folder):
-            raise UserError(f"{folder} is not a run folder: it has no config.json; give one that train.py has written")
+            raise not_a_run(folder)
     console, failures = Console(speaks=True), 0
     for folder in folders:
         try:

@@ -1,9 +1,8 @@
 """`python -m cifar_dist verify RUN`: do parts of a run again, and say whether every bit is the same."""
 
-import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
-from cifar_dist.files import write_atomically
-from cifar_dist.options import add_flags
+from cifar_dist.files import write_json
+from cifar_dist.options import add_flags, check_output
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import Digests
-from cifar_dist.replay.job import do, machine_notes, make_job, recorded, stretches, whole_checkpoints
-from cifar_dist.replay.states import digests_of, recorded_digests
+from cifar_dist.replay.job import do, machine_notes, make_job, recorded, stretches
+from cifar_dist.replay.states import kept_digests, recorded_digests
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_output(self.output)
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ def main(argv: Sequence[str]) -> int:
         console.warn(f"this machine may round otherwise: {note}")
     if not notes:
         console.say("this machine computes as the run's did, as far as is recorded")
-    known, whole = recorded_digests(folder), whole_checkpoints(folder)
-    kept = {step: digests_of(folder, step) for step in whole}
-    verdicts = [*check_files(folder, whole), *check_checkpoints(known, kept)]
+    known, kept = recorded_digests(folder), kept_digests(folder)
+    verdicts = [*check_files(folder, kept), *check_checkpoints(known, kept)]
     ends = sorted({*known, *kept})
-    choice = stretches(record, [0, *whole], ends)
+    choice = stretches(record, [0, *kept], ends)
     if not choice:
         raise UserError(
             f"{folder} has nothing to do again: no checkpoint, and no validation with digests; let it validate once"
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         "verdicts": [asdict(verdict) for verdict in verdicts],
     }
     output = Path(options.output) if options.output else folder / "verify.json"
-    write_atomically(output, json.dumps(content, indent=1).encode() + b"\n")
+    write_json(output, content)
     console.say(f"written to {output}")
     return FINISHED if same else FAILED
 
@@ -89,7 +88,7 @@ def read_options(argv: Sequence[str]) -> tuple[Path, VerifyOptions]:
     return Path(run), VerifyOptions(**given)
 
 
-def check_files(folder: Path, whole: Sequence[int]) -> list[Verdict]:
+def check_files(folder: Path, whole: Container[int]) -> list[Verdict]:
     """Say whether the kept weights are those of the best step's checkpoint."""
     best = (RunFolder(folder).summary() or {}).get("best_step")
     if best is None or best not in whole or not (folder / WEIGHTS_FILE).is_file():

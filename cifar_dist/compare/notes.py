@@ -53,7 +53,7 @@ def _circumstances(comparison: Comparison) -> Iterator[str]:
     facts: dict[str, tuple[str, Callable[[Any], str]]] = {
         "git_commit": ("The code differs", lambda commit: commit[:8] + "+" * commit.endswith("+")),
         "world_size": (
-            "The number of processes differs, without --exact-shards: sums round differently, and batch norm sees other batches",
+            "The number of processes differs, without --exact-shards, so sums round differently and batch norm sees other batches",
             str,
         ),
         "device": ("The devices differ, so times are not comparable", str),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from cifar_dist.errors import UserError
-from cifar_dist.files import write_atomically
+from cifar_dist.files import write_atomically, write_json
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
@@ -52,7 +52,7 @@ class RunFolder:
             ) from None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_atomically(self.path / name, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+        write_json(self.path / name, content)
 
     def append_metrics(self, line: Line) -> None:
         """Add one line to metrics.jsonl. A crash may tear it; `truncate_metrics` removes torn lines on resume."""

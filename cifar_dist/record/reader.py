@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from cifar_dist.errors import UserError
 from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use
 from cifar_dist.record.lines import DatasetRecord, Line, Options, Start, Summary
 
@@ -37,6 +38,11 @@ class RunRecord:
 
 def is_run(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() or (path / METRICS_FILE).is_file()
+
+
+def not_a_run(path: Path) -> UserError:
+    """Return what a command says that needs a run folder and got something else."""
+    return UserError(f"{path} is not a run folder: it has no config.json; give one that train.py has written")
 
 
 def read_run(path: Path) -> RunRecord:

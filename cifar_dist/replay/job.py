@@ -14,10 +14,10 @@ import torch
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.record import checkpoint
 from cifar_dist.record.environment import environment
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.lines import ConfigRecord, Start
+from cifar_dist.record.reader import not_a_run
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def recorded(folder: Path) -> ConfigRecord:
     """Return the config.json of a run; raises `UserError` where there is none, or one without starts."""
     record = RunFolder(folder).config()
     if not record or not record.get("starts"):
-        raise UserError(f"{folder} is not a run folder: it has no config.json; give one that train.py has written")
+        raise not_a_run(folder)
     return record
 
 
@@ -46,14 +46,14 @@ def start_at(record: ConfigRecord, step: int) -> Start:
     return [start for start in record["starts"] if start["from_step"] <= step][-1]
 
 
-def make_job(folder: Path, start: int, stop: int, data_dir: str | None = None, **more: Any) -> Job:
+def make_job(folder: Path, start: int, stop: int, data_dir: str | None = None) -> Job:
     """Return the job that does steps `start` to `stop` of a run as it did them."""
     record = recorded(folder)
     then = start_at(record, start)
     exact = record["config"].get("exact_shards") is not None  # then any number of processes will do
     options = {**record["config"], "threads": then["threads_per_process"]}
     options |= {"data_dir": data_dir} if data_dir else {}
-    return Job(folder, TrainConfig.from_dict(options), start, stop, 1 if exact else then["world_size"], **more)
+    return Job(folder, TrainConfig.from_dict(options), start, stop, 1 if exact else then["world_size"])
 
 
 def do(job: Job) -> list[dict[str, Any]]:
@@ -81,18 +81,6 @@ def do(job: Job) -> list[dict[str, Any]]:
             reason = said[0].partition(": ")[2] if said else (done.stderr.strip() or "it said nothing").splitlines()[-1]
             raise UserError(f"steps {job.start} to {job.stop} of {job.folder} can't be done again: {reason}")
         return [json.loads(line) for line in trace.read_text().splitlines()]
-
-
-def whole_checkpoints(folder: Path) -> list[int]:
-    """Return the steps whose checkpoints are there and verify."""
-    checkpoints, found = RunFolder(folder).checkpoints, []
-    for step in checkpoint.saved_steps(checkpoints):
-        try:
-            checkpoint.load(checkpoint.folder_for(checkpoints, step))
-        except checkpoint.BrokenCheckpointError:
-            continue
-        found.append(step)
-    return found
 
 
 def machine_notes(record: ConfigRecord) -> list[str]:

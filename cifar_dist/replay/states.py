@@ -1,6 +1,7 @@
 """What a run's folder says of its states, step by step."""
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -23,9 +24,17 @@ def recorded_digests(folder: Path) -> dict[int, Digests]:
     return found
 
 
-def digests_of(folder: Path, step: int) -> Digests:
+def kept_digests(folder: Path) -> dict[int, Digests]:
+    """Return the digests of each checkpoint that is there and verifies, by step."""
+    checkpoints, found = RunFolder(folder).checkpoints, dict[int, Digests]()
+    for step in checkpoint.saved_steps(checkpoints):
+        with suppress(checkpoint.BrokenCheckpointError):
+            found[step] = digests_of(checkpoint.load(checkpoint.folder_for(checkpoints, step)))
+    return found
+
+
+def digests_of(saved: checkpoint.Checkpoint) -> Digests:
     """Return the digests of a checkpoint's state, on rank 0."""
-    saved = checkpoint.load(checkpoint.folder_for(RunFolder(folder).checkpoints, step))
     content = torch.load(io.BytesIO(saved.files[TRAINING_FILE]), map_location="cpu", weights_only=True)
     return {
         "weights_digest": weights_digest(content["model"], content["ema"]),

@@ -45,8 +45,10 @@ def replay(job: dict[str, Any]) -> int:
         else:
             train_step(trainer, step, lr, measure_gradient=False)
         _ = trainer.state.sums.vector  # or what steps leave to be counted would pile up
-        if job["every"] or step == job["closely"] or step == job["stop"] - 1:
-            label(trainer)
+        last = step == job["stop"] - 1
+        if last:
+            label(trainer)  # as before each validation; of a map that takes a look at all training images
+        if last or job["every"] or step == job["closely"]:
             lines.append({"step": step + 1, "lr": lr, **digests(trainer), **seen})
     on_main(lambda: Path(job["trace"]).write_text("".join(json.dumps(line) + "\n" for line in lines)))
     return FINISHED

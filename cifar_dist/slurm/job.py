@@ -7,13 +7,13 @@ outcome FOLDER           how the run there ended: status, step, total steps, the
 copy-data FROM TO        copies the decoded data sets, to a disk of the node
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.record.folder import RunFolder
 from cifar_dist.slurm.squeue import fill, folder_pattern, option_value
 
 
@@ -43,7 +43,8 @@ def run_folder(words: Sequence[str], sweep: str | None) -> str:
 
 def outcome(folder: Path) -> list[object]:
     """Return the run's status, the step it reached, of how many, the step it began at, and the signal that stopped it."""
-    summary, config = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("summary", "config"))
+    run = RunFolder(folder)
+    summary, config = run.summary() or {}, run.config() or {}
     reached = [summary.get(name) for name in ("status", "step", "total_steps")]
     return [*reached, config["starts"][-1]["from_step"], summary.get("signal")]
 

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.files import write_atomically
+from cifar_dist.files import write_json
 from cifar_dist.record.folder import LINK_FILE
 
 PROJECT = "cifar_dist"
@@ -46,7 +46,7 @@ def read_link(folder: Path) -> Link | None:
 
 
 def write_link(folder: Path, link: Link) -> None:
-    write_atomically(folder / LINK_FILE, json.dumps(asdict(link), indent=1).encode() + b"\n")
+    write_json(folder / LINK_FILE, asdict(link))
 
 
 def open_link(folder: Path) -> Link:

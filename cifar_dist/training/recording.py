@@ -78,16 +78,18 @@ def validate(run: Run) -> None:
     if split is None:
         progress.best_step = progress.step
         return
-    with run.stopwatch.paused(), trainer.state.eval_statistics.averaged():
-        result = evaluate(
-            trainer.state.eval_model, split, trainer.normalize, len(trainer.dataset.classes), trainer.accelerator
-        )
+    with run.stopwatch.paused():
+        with trainer.state.eval_statistics.averaged():
+            result = evaluate(
+                trainer.state.eval_model, split, trainer.normalize, len(trainer.dataset.classes), trainer.accelerator
+            )
+        state = digests(trainer)
     best = result.num_correct > progress.best_correct
     if best:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(trainer.dataset.classes)
     progress.seconds += run.stopwatch.elapsed_since_last_read()
-    line: ValLine = {**result_line(trainer, "val", progress.step, result), **digests(trainer)}
+    line: ValLine = {**result_line(trainer, "val", progress.step, result), **state}
 
     def write() -> tuple[float | None, str | None]:
         run.folder.append_metrics(line)

@@ -10,7 +10,7 @@ from cifar_dist.__main__ import main
 from cifar_dist.record import checkpoint
 from cifar_dist.record.lines import ConfigRecord
 from cifar_dist.replay.job import done_in_one_way, stretches
-from cifar_dist.replay.states import digests_of, recorded_digests
+from cifar_dist.replay.states import kept_digests, recorded_digests
 
 
 def verify(run, *options) -> tuple[int, dict]:
@@ -38,10 +38,10 @@ def test_an_honest_run_is_the_same_when_it_is_done_again(train, options, capsys)
 
 def test_a_validations_digests_are_those_of_the_checkpoint_after_it(train):
     run = train("--keep-every", "1")
-    known = recorded_digests(run.folder)
+    known, kept = recorded_digests(run.folder), kept_digests(run.folder)
     assert len(known) == 3
     for step, digests in known.items():
-        assert digests_of(run.folder, step) == digests
+        assert kept[step] == digests
     assert len({digests["weights_digest"] for digests in known.values()}) == 3
 
 
@@ -86,6 +86,14 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys, name):
     (tmp_path / "made").mkdir()
     assert main(["verify", str(tmp_path / name)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["verify", "RUN"], ["bisect", "RUN", "RUN"]])
+def test_a_folder_for_the_answer_that_is_not_there_is_named_before_anything_is_done(train, capsys, command):
+    run = train("--steps", "1")
+    words = [str(run.folder) if word == "RUN" else word for word in command]
+    assert main([*words, "--output", "/no/such/x.json"]) == 2
+    assert "--output /no/such/x.json: there is no folder /no/such; make it first" in capsys.readouterr().err
 
 
 def test_data_that_are_gone_are_named(train, capsys):
