@@ -65,9 +65,12 @@ on_every_node() {
   export SHARED_DATA
   # A step gets one CPU and no GPU of an --exclusive job unless it asks for them.
   if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ]; then gpus=(--gpus-per-node="$SLURM_GPUS_ON_NODE"); fi
-  srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "${gpus[@]}" \
-    --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
-    --mpi=none --export=ALL --kill-on-bad-exit=1 bash slurm/node.sh "$@" &
+  (
+    trap '' USR1 # which would end srun before it has its own trap
+    exec srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 "${gpus[@]}" \
+      --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" \
+      --mpi=none --export=ALL --kill-on-bad-exit=1 bash slurm/node.sh "$@"
+  ) &
   STEP=$!
   while kill -0 "$STEP" 2>/dev/null; do
     if [ "$STOPPING" ]; then

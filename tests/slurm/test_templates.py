@@ -32,6 +32,7 @@ SRUN = """#!/bin/bash
 printf '%s\\n' "$@" >srun.txt
 while [ "$1" != bash ]; do shift; done
 [ "${TERMINATES:-}" ] && kill -TERM $PPID
+[ "${STOPS:-}" ] && kill -USR1 $PPID && sleep 1 # in which the job's script hands the signal on
 SLURM_NODEID=0 exec "$@"
 """
 SCONTROL = """#!/bin/bash
@@ -262,6 +263,13 @@ def test_a_job_that_slurm_is_ending_is_left_to_it(submit, tmp_path):
     ended = submit("preemptible", TERMINATES="1")
     assert (ended.status, ended.requeued) == (75, []), ended.output
     assert "Slurm is ending this job" in ended.output
+
+
+def test_a_stop_while_srun_itself_is_starting_does_not_end_it(submit, tmp_path):
+    leave(tmp_path / "after", "interrupted")
+    ended = submit("train", STOPS="1", EXITS="75")
+    assert (ended.status, len(ended.launched) > 0) == (75, True), ended.output
+    assert "got USR1" in ended.output
 
 
 def test_where_slurm_refuses_to_requeue_the_job_ends_as_interrupted(submit, tmp_path):
