@@ -1,13 +1,17 @@
 """Files that exist wholly or not at all, and locks."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -38,9 +42,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def acquire(path: Path, timeout_s: float) -> FileLock:
-    """Take the lock `path` and return it; raises filelock's `Timeout`. A file system without locks goes without."""
-    held = FileLock(path)
-    with suppress(NotImplementedError):
+def acquire(path: Path, timeout_s: float) -> BaseFileLock:
+    """Take the lock `path` and return it; raises filelock's `Timeout`. A negative time waits for ever.
+
+    Where the file system has no locks it is the file `stand_in(path)`, which exists for as long as the lock is held. One that a
+    crash left behind is taken over on the same machine; on another, nobody can know.
+    """
+    held: BaseFileLock = FileLock(path)
+    try:
+        held.acquire(timeout=timeout_s)
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (*NO_LOCKS, None):
+            raise
+        held = SoftFileLock(stand_in(path))
         held.acquire(timeout=timeout_s)
     return held
+
+
+def stand_in(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
+
+
+@contextmanager
+def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold the lock `path`, once whoever has it lets go; says what it waits for where that may never happen."""
+    try:
+        held = acquire(path, patience_s)
+    except Timeout:
+        if stand_in(path).exists():
+            print(f"still waiting for {stand_in(path)}; remove it if its process is gone", file=sys.stderr, flush=True)
+        held = acquire(path, -1)
+    try:
+        yield
+    finally:
+        held.release()

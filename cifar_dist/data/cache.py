@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
-
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
-from cifar_dist.files import write_synced
+from cifar_dist.files import locked, write_synced
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
 CACHE = "cache"
@@ -52,7 +50,7 @@ def load_cached(folder: Path, decode: Callable[[], Decoded]) -> Dataset:
     """Return the set cached in `folder`, decoding it first where it is missing; one process decodes, the others wait."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
                 _write(folder, decode())
     return _read(folder)

@@ -4,10 +4,10 @@ import socket
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from cifar_dist.data.cache import Decoded
 from cifar_dist.errors import UserError
+from cifar_dist.files import locked
 
 CONNECT_TIMEOUT_S = 20.0  # urllib waits for ever without one
 
@@ -23,7 +23,7 @@ def read_cifar10(data_dir: Path) -> Decoded:
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(CONNECT_TIMEOUT_S)
-        with FileLock(data_dir / "cifar10.lock"):
+        with locked(data_dir / "cifar10.lock"):
             train, test = (CIFAR10(data_dir, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:  # no network, or a wrong MD5
         reason = " ".join(str(error).split())

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from cifar_dist.errors import UserError
-from cifar_dist.files import write_atomically, write_json
+from cifar_dist.files import stand_in, write_atomically, write_json
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
@@ -99,7 +99,9 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        return self.path.rename(aside)
+        self.path.rename(aside)
+        stand_in(aside / LOCK_FILE).unlink(missing_ok=True)  # it is this start's, which goes on in another folder
+        return aside
 
 
 def predictions_file(split: str) -> str:
@@ -114,5 +116,5 @@ def in_use(path: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # there is none, or the file system has no locks
-        return False
+        return stand_in(path / LOCK_FILE).exists()
     return False

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
-from cifar_dist.files import acquire, write_atomically
+from cifar_dist.files import acquire, stand_in, write_atomically
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import (
     CHECKPOINTS,
@@ -57,7 +57,7 @@ class StartingPoint:
     forked: bool = False  # the run folder is a copy, made for this start
 
 
-def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileLock]) -> StartingPoint:
+def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseFileLock]) -> StartingPoint:
     """Find or make the run folder, lock it, and load what it goes on from; deletes nothing. Rank 0 only.
 
     The lock is added to `locks` and holds for as long as they live. Whatever is refused leaves no folder behind.
@@ -80,6 +80,10 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[FileL
             start.notes.append(f"the earlier run in {path} is now {RunFolder(path).move_aside()}")
             path.mkdir()
             locks.append(lock(path))
+        if isinstance(locks[-1], SoftFileLock):
+            start.notes.append(
+                f"the file system of {path} has no locks; {stand_in(path / LOCK_FILE)} keeps other processes out while this one runs"
+            )
         load_newest(start)
         if start.recorded:
             start.config = recorded_config(start.recorded, config, given, path)
@@ -99,8 +103,10 @@ def leave_nothing(start: StartingPoint) -> None:
     if start.forked:
         shutil.rmtree(start.path, ignore_errors=True)
     with suppress(OSError):
-        if start.path in start.made and [p.name for p in start.path.iterdir()] == [LOCK_FILE]:
-            (start.path / LOCK_FILE).unlink()
+        locks = {start.path / LOCK_FILE, stand_in(start.path / LOCK_FILE)}
+        if start.path in start.made and locks.issuperset(start.path.iterdir()):
+            for path in locks:
+                path.unlink(missing_ok=True)
     for folder in start.made:
         with suppress(OSError):
             folder.rmdir()
@@ -162,7 +168,7 @@ def fork(source: Path, step: int | None, path: Path) -> None:
         raise
 
 
-def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
+def lock(path: Path, timeout_s: float = 0.5) -> BaseFileLock:
     """Keep a second process out of the folder for as long as the returned lock lives; raises `UserError` where one is in it.
 
     Waits for a moment: `record.folder.in_use` holds the lock while it looks.
@@ -170,7 +176,9 @@ def lock(path: Path, timeout_s: float = 0.5) -> FileLock:
     try:
         return acquire(path / LOCK_FILE, timeout_s)
     except Timeout:
-        raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir") from None
+        left = stand_in(path / LOCK_FILE)
+        way_out = f"; if its process is gone, remove {left}" if left.exists() else ""
+        raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir{way_out}") from None
 
 
 def load_newest(start: StartingPoint) -> None:

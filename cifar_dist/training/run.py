@@ -7,7 +7,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, Unpack
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
@@ -38,7 +38,7 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
 
     The process group must have been joined. Raises `UserError` for wrong input, on every rank alike.
     """
-    locks: list[FileLock] = []  # rank 0's
+    locks: list[BaseFileLock] = []  # rank 0's
     try:
         return train_and_test(config, given, signals, locks)
     finally:
@@ -47,7 +47,7 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
 
 
 def train_and_test(
-    config: TrainConfig, given: Mapping[str, Any], signals: StopSignals, locks: list[FileLock]
+    config: TrainConfig, given: Mapping[str, Any], signals: StopSignals, locks: list[BaseFileLock]
 ) -> Signals | None:
     """Do what `train_run` does, in a folder whose lock is added to `locks`."""
     console = Console(speaks=rank() == 0)
