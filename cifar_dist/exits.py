@@ -1,37 +1,73 @@
 """Exit statuses, and the one place where exceptions become lines and statuses."""
 
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cifar_dist.errors import DivergedError, UserError
 from cifar_dist.record.checkpoint import BrokenCheckpointError
 from cifar_dist.runtime import collectives, launch
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
+PATIENCE_S = 60.0  # with a process that speaks for the others, and may still be importing torch
 
 
-def guarded(command: Callable[[], int], after_a_failure: str = "") -> int:
-    """Run `command` and return its status; errors become one line, on rank 0 only, unless they are bugs."""
+def guarded(
+    command: Callable[[], int], after_a_failure: str = "", told_to_end: Callable[[], Any] = lambda: False
+) -> int:
+    """Run `command` and return its status; errors become one line, from one process only, unless they are bugs.
+
+    `told_to_end` says whether SIGTERM came, for a command that lives through it.
+    """
+    status, line = _outcome(command, after_a_failure)
+    speaks, hears = collectives.is_speaker(), collectives.hears_speaker()
+    if line and speaks:
+        print(line, file=sys.stderr, flush=True)
+    with suppress(Exception):  # after a failure the group may be broken, and leaving matters more
+        collectives.stop()
+    if line and not speaks and hears and _outlasted(told_to_end):
+        print(line, file=sys.stderr, flush=True)
+    return status
+
+
+def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str]:
+    """Return the status of `command`, and the line that says what went wrong."""
     try:
-        return command()
+        return command(), ""
     except UserError as error:
-        return _leave(WRONG_INPUT, f"error: {error}")
+        status, message = WRONG_INPUT, f"error: {error}"
     except DivergedError as error:
-        return _leave(FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1")
+        status, message = FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1"
     except (BrokenCheckpointError, OSError) as error:
-        return _leave(FAILED, f"failed: {error}" + f"; {after_a_failure}" * bool(after_a_failure))
+        status, message = FAILED, f"failed: {error}" + f"; {after_a_failure}" * bool(after_a_failure)
     except KeyboardInterrupt:
-        return _leave(FAILED, "interrupted before there was anything to save")
+        status, message = FAILED, "interrupted before there was anything to save"
     except Exception:
         sys.stderr.write(f"[rank {launch.env_int('RANK', 0)}] {traceback.format_exc()}")
-        return FAILED
-    finally:
-        with suppress(Exception):  # after a failure the group may be broken, and leaving matters more
-            collectives.stop()
+        return FAILED, ""
+    return status, " ".join(message.split())
+
+
+def _outlasted(told_to_end: Callable[[], Any]) -> bool:
+    """Wait to be ended, and return whether nobody did.
+
+    A launcher ends all processes as soon as one has left, so that those who are silent leave last. If the one who speaks is
+    still there after a minute, it knows of no error.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # as slurm/node.sh has it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end = time.monotonic() + PATIENCE_S
+    with suppress(KeyboardInterrupt):
+        while not told_to_end():
+            if time.monotonic() > end:
+                return True
+            time.sleep(0.02)
+    return False
 
 
 def finish(status: int) -> NoReturn:
@@ -45,9 +81,3 @@ def finish(status: int) -> NoReturn:
     if launch.env_int("WORLD_SIZE", 1) > 1:
         os._exit(status)
     sys.exit(status)
-
-
-def _leave(status: int, message: str) -> int:
-    if collectives.is_speaker():
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
-    return status

@@ -52,7 +52,7 @@ def acquire(path: Path, timeout_s: float) -> BaseFileLock:
     try:
         held.acquire(timeout=timeout_s)
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in (*NO_LOCKS, None):
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:  # Timeout is one, too
             raise
         held = SoftFileLock(stand_in(path))
         held.acquire(timeout=timeout_s)

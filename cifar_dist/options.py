@@ -163,14 +163,23 @@ def to_words(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def with_launcher_precision(given: dict[str, Any]) -> dict[str, Any]:
-    """Return `given` with the precision of `accelerate launch --mixed_precision`, unless our own option is there."""
-    launchers = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if "mixed_precision" in given or launchers == "no":
-        return given
-    if launchers not in ("bf16", "fp16"):
-        raise UserError(f"accelerate launch --mixed_precision {launchers} is not supported; use no, bf16 or fp16")
-    return {**given, "mixed_precision": launchers}
+def with_launchers(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` with what `accelerate launch` was asked for, unless our own options are there; raises `UserError`.
+
+    So it is in the record, and nothing acts that isn't: Accelerate itself would compile by --dynamo_backend alone.
+    """
+    asked: dict[str, Any] = {}
+    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        if precision not in ("bf16", "fp16"):
+            raise UserError(f"accelerate launch --mixed_precision {precision} is not supported; use no, bf16 or fp16")
+        asked["mixed_precision"] = precision
+    if (backend := os.environ.pop("ACCELERATE_DYNAMO_BACKEND", "NO").lower()) != "no":
+        if backend != "inductor":
+            raise UserError(
+                f"accelerate launch --dynamo_backend {backend} is not supported; use inductor, or --compile here"
+            )
+        asked["compile"] = True
+    return {**asked, **given}
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:

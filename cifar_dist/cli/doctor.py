@@ -23,7 +23,7 @@ from cifar_dist.doctor.slurm_ranks import adopt_slurm_ranks
 from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, finish
-from cifar_dist.options import add_flags, resolve_train_config, with_launcher_precision
+from cifar_dist.options import add_flags, resolve_train_config, with_launchers
 from cifar_dist.training.preflight import check_early
 
 CHECKED = ("data", "data_dir", "output_dir", "device", "threads", "wandb")  # the options that checks look at
@@ -65,7 +65,7 @@ def read_options(argv: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], dict
     given = parser.parse(argv)
     wants = {name: given.pop(name) for name in ("dry_run", "json")}
     if wants["dry_run"]:
-        given = with_launcher_precision(given)
+        given = with_launchers(given)
         config = resolve_train_config(given)
         check_early(config)
         return config, given, wants

@@ -12,7 +12,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_json
 from cifar_dist.inputs.normalize import Normalize
-from cifar_dist.options import OneLineParser, add_flags, check_output, with_launcher_precision
+from cifar_dist.options import OneLineParser, add_flags, check_output, with_launchers
 from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
@@ -55,7 +55,8 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     )
     add_flags(parser, EvalOptions)
     add_flags(parser, TrainConfig, SHARED)
-    given = with_launcher_precision(parser.parse(argv))
+    given = with_launchers(parser.parse(argv))
+    given.pop("compile", None)  # one pass over the images is over before a compiler is
     options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
     if not options.checkpoint:
         raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")

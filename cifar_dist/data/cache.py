@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
 from cifar_dist.files import locked, write_synced
 

@@ -1,13 +1,15 @@
 """The process group and the Accelerator, on the right device or not at all."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from threading import Timer
+from signal import Signals
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
@@ -15,7 +17,7 @@ from accelerate.utils import DDPCommunicationHookType
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.runtime.collectives import is_speaker, meeting_place, sum_across_ranks, world_size
+from cifar_dist.runtime.collectives import is_speaker, meeting_place, sum_across_ranks, without_detail, world_size
 from cifar_dist.runtime.cpu import computes_in_bf16, prepare_cpu, use_onednn, worth_onednn
 from cifar_dist.runtime.launch import check_launch, check_precision, default_threads, env_int, launch_request, uses_gpu
 from cifar_dist.text import count
@@ -39,7 +41,13 @@ def join(config: TrainConfig) -> None:
     torch.set_flush_denormal(True)  # see `prepare_cpu`; what happens before that may start threads too
     os.environ["OMP_NUM_THREADS"] = str(default_threads())  # Accelerate warns and chooses for itself where it is unset
     launched = env_int("WORLD_SIZE", 1)
-    with said_after(PATIENCE_S, waiting_for(launched)):
+    if launched > 1 and without_detail() and is_speaker():
+        print(
+            "TORCH_DISTRIBUTED_DEBUG=DETAIL ends DDP with a segmentation fault; this run has INFO",
+            file=sys.stderr,
+            flush=True,
+        )
+    with waiting_for(launched - 1):
         state = PartialState(cpu=not uses_gpu(config), timeout=TIMEOUT, **meeting_place(TIMEOUT))
     if state.num_processes != launched:
         raise UserError(
@@ -50,21 +58,37 @@ def join(config: TrainConfig) -> None:
 
 
 @contextmanager
-def said_after(seconds: float, text: str) -> Iterator[None]:
-    """Say something on standard error, on the rank that speaks, if what is done inside takes long."""
-    timer = Timer(seconds, lambda: print(text, file=sys.stderr, flush=True))
-    timer.daemon = True
-    if is_speaker():
-        timer.start()
+def waiting_for(processes: int) -> Iterator[None]:
+    """Say what is waited for where that takes long, and from then on end on any signal: there is nothing to save yet.
+
+    torch waits in C++, where Python's own handlers don't run.
+    """
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    done, (reading, writing) = threading.Event(), os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        with os.fdopen(reading, "rb", buffering=0) as received:
+            if done.wait(PATIENCE_S):
+                return
+            if is_speaker():
+                others = count(processes, "other process")
+                print(f"still waiting for {others} of this run at {where}", file=sys.stderr, flush=True)
+            if number := received.read(1):  # nothing once all are there
+                if is_speaker():
+                    print(f"ended by {Signals(number[0]).name} while waiting", file=sys.stderr, flush=True)
+                os._exit(128 + number[0])  # as a shell has it
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False) if in_main else -1
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
-
-
-def waiting_for(processes: int) -> str:
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return f"still waiting for {count(processes - 1, 'other process')} of this run at {where}"
+        done.set()
+        if in_main:
+            signal.set_wakeup_fd(before)
+        os.close(writing)
 
 
 def accelerate(config: TrainConfig) -> Accelerator:

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cifar_dist.errors import UserError
-from cifar_dist.runtime.launch import env_int, one_machine
+from cifar_dist.runtime.launch import env_int, one_machine, under_launcher
 
 T = TypeVar("T")
+unlisted: Any = dist  # what torch leaves out of its list of names
 
 
 def is_speaker() -> bool:
@@ -23,6 +24,25 @@ def is_speaker() -> bool:
     if dist.is_initialized() or one_machine():
         return env_int("RANK", 0) == 0
     return env_int("LOCAL_RANK", 0) == 0
+
+
+def hears_speaker() -> bool:
+    """Whether a launcher started this process beside the one that speaks, which it ends when this one leaves."""
+    same = not dist.is_initialized() or env_int("GROUP_RANK", 0) == 0
+    return under_launcher() and env_int("WORLD_SIZE", 1) > 1 and same
+
+
+def without_detail() -> bool:
+    """Lower TORCH_DISTRIBUTED_DEBUG from DETAIL to INFO and return whether that was to be done.
+
+    With DETAIL, DDP's constructor ends with a segmentation fault in the group that watches over all collectives, which live
+    through it themselves (torch 2.14, gloo). That group is made when the processes join, so that this comes before.
+    """
+    if unlisted.get_debug_level() != unlisted.DebugLevel.DETAIL:
+        return False
+    os.environ["TORCH_DISTRIBUTED_DEBUG"] = "INFO"
+    unlisted.set_debug_level(unlisted.DebugLevel.INFO)
+    return True
 
 
 def meeting_place(timeout: timedelta) -> dict[str, Any]:
@@ -36,8 +56,8 @@ def meeting_place(timeout: timedelta) -> dict[str, Any]:
         return {}
     size = env_int("WORLD_SIZE", 1)
     where = os.environ["MASTER_ADDR"], env_int("MASTER_PORT", 0)
-    store = dist.TCPStore(*where, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined] # not in torch's list of names
-    prefixed = dist.PrefixStore(f"restart_{restart}", store)  # type: ignore[attr-defined]
+    store = unlisted.TCPStore(*where, size, is_master=False, timeout=timeout)
+    prefixed = unlisted.PrefixStore(f"restart_{restart}", store)
     return {"store": prefixed, "rank": env_int("RANK", 0), "world_size": size}
 
 

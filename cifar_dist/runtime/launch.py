@@ -11,6 +11,7 @@ from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # numbers that a launcher sets
+SHARDERS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")  # Accelerate's other ways of training
 MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which processes don't find each other
 
 
@@ -114,6 +115,12 @@ def check_launch(config: TrainConfig, request: LaunchRequest | None) -> None:
             f"{local_world_size} processes on a node with {gpus} GPUs; use --num_processes {gpus}, or --device cpu"
         )
     check_precision(config)
+    for name in SHARDERS:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise UserError(
+                f"the launcher was asked for {name.replace('_', ' ')}, but here every process holds the whole model; "
+                "use one of launch/*.yaml"
+            )
     if env_int("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1) != 1:
         raise UserError(
             "accumulation follows from --batch-size and --micro-batch-size; leave --gradient_accumulation_steps out of the launch"

@@ -178,7 +178,9 @@ def lock(path: Path, timeout_s: float = 0.5) -> BaseFileLock:
     except Timeout:
         left = stand_in(path / LOCK_FILE)
         way_out = f"; if its process is gone, remove {left}" if left.exists() else ""
-        raise UserError(f"{path} is in use by another process; wait for it, or use another --output-dir{way_out}") from None
+        raise UserError(
+            f"{path} is in use by another process; wait for it, or use another --output-dir{way_out}"
+        ) from None
 
 
 def load_newest(start: StartingPoint) -> None:

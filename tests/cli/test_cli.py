@@ -135,6 +135,19 @@ def test_the_launchers_precision_counts_unless_ours_is_given(train, monkeypatch)
     assert train("--mixed-precision", "no", name="b").json("config.json")["config"]["mixed_precision"] == "no"
 
 
+def test_the_launchers_compiler_is_ours_and_in_the_record_unless_ours_is_refused(train, monkeypatch, data_dir):
+    compiled = []
+    monkeypatch.setattr("cifar_dist.training.state.compile_model", lambda *_: compiled.append("ours"))
+    monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("Accelerate compiles by itself"))
+    for options, expected in (((), True), (("--no-compile",), False)):
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+        run = train("--steps", "1", *options, name=f"run{expected}")
+        assert run.json("config.json")["config"]["compile"] is expected
+    assert compiled == ["ours"]
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert evaluate.main(["--checkpoint", str(run.folder), "--data-dir", str(data_dir)]) == 0
+
+
 @pytest.mark.parametrize(("bf16", "taken"), [(True, "bf16"), (False, "no")])
 def test_auto_takes_the_precision_that_the_processor_has_and_keeps_to_it(train, monkeypatch, bf16, taken):
     from helpers.runs import stop_after

@@ -17,7 +17,7 @@ from cifar_dist.training.resume import lock
 
 @pytest.fixture(autouse=True, params=[errno.ENOLCK, errno.ENOTSUP])
 def no_locks(request, monkeypatch):
-    def flock(descriptor, operation):
+    def flock(*_):
         raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr(fcntl, "flock", flock)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from helpers.runs import ROOT, Result
+from helpers.runs import ROOT, Result, torchrun
 
+from cifar_dist import exits
 from cifar_dist.config import TrainConfig
 from cifar_dist.runtime import launch
 from cifar_dist.runtime.cpu import worthwhile_threads
@@ -175,6 +178,8 @@ def test_the_launchers_command_line_is_read_as_the_launcher_reads_it(monkeypatch
             "WORLD_SIZE=4 in the environment says .* but RANK is not set; unset WORLD_SIZE, or start with",
         ),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 in the environment says .* but RANK is not set; unset LOCAL_RANK"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asked for FSDP, but here every process holds the whole model"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "EAGER"}, "--dynamo_backend eager is not supported; use inductor, or --compile"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0 in the environment says .* but MASTER_ADDR is not set"),
     ],
 )
@@ -195,7 +200,8 @@ def test_a_single_process_may_say_so(train, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_that_waits_for_others_says_so(folders, data_dir, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_says_so_and_ends_on_a_signal(folders, data_dir, tmp_path, number):
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
     where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
@@ -203,4 +209,66 @@ def test_a_process_that_waits_for_others_says_so(folders, data_dir, tmp_path):
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         assert process.stderr.readline() == "still waiting for 1 other process of this run at 127.0.0.1:29871\n"
-        process.kill()
+        process.send_signal(number)
+        assert process.stderr.read() == f"ended by {number.name} while waiting\n"
+        assert process.wait(10) == 128 + number
+
+
+SLOWED = """
+import os, time
+if os.environ.get("RANK") == os.environ.get("SLOW_RANK", "none"):
+    time.sleep(6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_rank", ["none", "0", "1"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_a_wrong_input_is_said_once_whichever_process_finds_it_first(tmp_path, monkeypatch, slow_rank, script):
+    (tmp_path / "sitecustomize.py").write_text(SLOWED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("SLOW_RANK", slow_rank)
+    words = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "launch/multi_cpu.yaml",
+        "--num_processes",
+        "2",
+        script,
+    ]
+    wrong = {"train.py": ["--data", "/nope"], "eval.py": ["--checkpoint", "/nope", "--device", "cpu"]}[script]
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, *words, *wrong], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "/nope" in lines[0], done.stderr
+    assert time.monotonic() - start < exits.PATIENCE_S, "the silent process was not ended"
+
+
+@pytest.mark.slow
+def test_the_error_of_a_silent_process_is_said_where_the_speaker_knows_of_none():
+    code = """if True:
+        import os, time
+        from cifar_dist import exits
+        from cifar_dist.errors import UserError
+        exits.PATIENCE_S = 0.5
+        def command():
+            if os.environ["RANK"] == "1":
+                raise UserError("only here")
+            time.sleep(60)
+        exits.finish(exits.guarded(command))
+    """
+    done = torchrun(2, ["--no-python", sys.executable, "-c", code], check=False)
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == ["error: only here"]
+
+
+@pytest.mark.slow
+def test_processes_live_through_the_debugging_switch_that_torchs_own_ddp_dies_of(
+    folders, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
+    done = torchrun(2, ["train.py", "--model", "lenet", "--steps", "2", *where])
+    said = "TORCH_DISTRIBUTED_DEBUG=DETAIL ends DDP with a segmentation fault; this run has INFO"
+    assert done.stderr.splitlines().count(said) == 1
