@@ -10,12 +10,13 @@ import yaml
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError, lookup, unknown
 from cifar_dist.record.metric import METRICS, Metric
-from cifar_dist.sweep.space import DISTRIBUTIONS, USUAL_METRIC, Parameter, Sweep
+from cifar_dist.sweep.space import DISTRIBUTIONS, USUAL_METRIC, VARIABLE, Parameter, Sweep
 
 KEYS = ("program", "name", "description", "project", "entity", "method", "metric", "parameters", "run_cap", "command")
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "q")
 MACROS = ("${env}", "${interpreter}", "${program}", "${args}", "${args_no_boolean_flags}")
 SHAPES = {"constant": "value", "categorical": "values"}  # what gives a distribution; the others: min and max
+ROUNDED = ("q_uniform", "q_log_uniform_values")  # to multiples of q
 SWEEPS_OWN = ("output_dir", "resume")
 OPTIONS = {name: kind for name, kind in get_type_hints(TrainConfig).items() if name not in SWEEPS_OWN}
 
@@ -70,7 +71,11 @@ def _metric(content: Any) -> tuple[Metric, Literal["maximize", "minimize"]]:
 def _command(content: Any) -> tuple[str, ...]:
     command = tuple(map(str, content)) if isinstance(content, list) else ()
     for word in command:
-        if "${" in word and word not in MACROS:
+        if word in ("${args_no_hyphens}", "${args_json}", "${args_json_file}"):
+            raise UserError(
+                f"{word} is not supported locally: train.py takes options with their hyphens; use ${{args}}"
+            )
+        if "${" in VARIABLE.sub("", word) and word not in MACROS:
             raise unknown("macro", word, MACROS)
     if sum(word.startswith("${args") for word in command) != 1:
         raise UserError(f"command must be a list of words, ${{args}} among them, got {content!r}")
@@ -98,6 +103,10 @@ def _parameters(content: Any, method: str) -> dict[str, Parameter]:
 def _parameter(content: Any, method: str, hint: Any) -> Parameter:
     """Read what values an option of type `hint` takes."""
     _check_mapping(content, "it", "{value: 0.1}, {values: [0.1, 0.2]} or {min: 0.1, max: 0.2}")
+    if "parameters" in content:
+        raise UserError(
+            "parameters inside a parameter are not supported: options of train.py have no parts; list each by itself"
+        )
     _check_keys(content, PARAMETER_KEYS, "key")
     shape = " and ".join(key for key in ("value", "values", "min", "max") if key in content)
     kind = str(content.get("distribution", _usual_distribution(content)))
@@ -105,8 +114,8 @@ def _parameter(content: Any, method: str, hint: Any) -> Parameter:
         raise UserError(f"distribution {kind} is not supported locally; use one of: {', '.join(DISTRIBUTIONS)}")
     if shape != SHAPES.get(kind, "min and max"):
         raise UserError(f"{kind} takes {SHAPES.get(kind, 'min and max')}, got {shape or 'neither'}")
-    if "q" in content and kind != "q_uniform":
-        raise UserError(f"q has no effect with {kind}; use distribution: q_uniform")
+    if "q" in content and kind not in ROUNDED:
+        raise UserError(f"q has no effect with {kind}; use distribution: {' or '.join(ROUNDED)}")
     if "probabilities" in content and (method, kind) != ("random", "categorical"):
         raise UserError(f"probabilities have no effect with {method} {shape}; use them with method random and values")
     if kind not in SHAPES and method == "grid":
@@ -159,7 +168,7 @@ def _range(content: Mapping[str, Any], kind: str) -> Parameter:
             raise UserError(f"{key} of {kind} must be a {what}; got {number!r}")
     for holds, message in [
         (low < high, f"min {low} must be less than max {high}"),
-        (low > 0 or kind != "log_uniform_values", f"min of log_uniform_values must be greater than 0, got {low}"),
+        (low > 0 or "log" not in kind, f"min of {kind} must be greater than 0, got {low}"),
         (q > 0, f"q must be greater than 0, got {q}"),
         (q <= 0 or math.isfinite(high / q), f"q {q} is too small for max {high}"),
     ]:
@@ -167,7 +176,7 @@ def _range(content: Mapping[str, Any], kind: str) -> Parameter:
             raise UserError(message)
     parameter = Parameter(kind, low=low, high=high, q=q)
     smallest, largest = parameter.multiples()
-    if kind == "q_uniform" and smallest > largest:
+    if kind in ROUNDED and smallest > largest:
         raise UserError(f"no multiple of q {q} is in [{low}, {high}]; use a smaller q")
     return parameter
 

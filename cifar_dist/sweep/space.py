@@ -1,6 +1,8 @@
 """What a sweep is: its options and how their values are drawn, its runs in a fixed order, their ranking. Pure functions."""
 
 import math
+import os
+import re
 from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from cifar_dist.randomness import Purpose, random_bits
 from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.record.repeats import Point
 
+VARIABLE = re.compile(r"\$\{envvar:(\w+)\}")
 USUAL_METRIC = METRICS["val/accuracy"]
 
 
@@ -57,8 +60,17 @@ def _log_uniform_values(p: Parameter, u: float) -> float:
 
 
 def _q_uniform(p: Parameter, u: float) -> float:
+    return _multiple(p, p.low + u * (p.high - p.low))
+
+
+def _q_log_uniform_values(p: Parameter, u: float) -> float:
+    return _multiple(p, p.low * (p.high / p.low) ** u)
+
+
+def _multiple(p: Parameter, x: float) -> float:
+    """Round to a multiple of q in the range."""
     low, high = p.multiples()
-    k = min(max(round((p.low + u * (p.high - p.low)) / p.q), low), high)
+    k = min(max(round(x / p.q), low), high)
     return k * p.q if isinstance(p.q, int) else float(f"{k * p.q:.12g}")  # 3 * 0.1 is 0.3
 
 
@@ -74,6 +86,7 @@ DISTRIBUTIONS: dict[str, Callable[[Parameter, float], Any]] = {
     "uniform": _uniform,
     "q_uniform": _q_uniform,
     "log_uniform_values": _log_uniform_values,
+    "q_log_uniform_values": _q_log_uniform_values,
 }
 
 
@@ -94,10 +107,20 @@ class Sweep:
         return {"name": self.metric.name, "goal": self.goal}
 
     def command_line(self, point: Point, interpreter: str, program: str) -> list[str]:
-        """Return the command with its macros filled in. Unlike W&B's, ours never leave out what is false: it is --no-x."""
+        """Return the command with its macros filled in; raises `UserError` for a variable that isn't set.
+
+        Unlike W&B's, ours never leave out what is false: it is --no-x.
+        """
         parts = {"${env}": ["/usr/bin/env"], "${interpreter}": [interpreter], "${program}": [program]}
         parts["${args}"] = parts["${args_no_boolean_flags}"] = to_words(point)
-        return [word for item in self.command for word in parts.get(item, [item])]
+        return [word for item in self.command for word in parts.get(item, [VARIABLE.sub(_of_environment, item)])]
+
+
+def _of_environment(macro: re.Match[str]) -> str:
+    name = macro[1]
+    if name not in os.environ:
+        raise UserError(f"the sweep's command has {macro[0]}, but {name} is not set")
+    return os.environ[name]
 
 
 def list_runs(sweep: Sweep, fixed: Point, count: int | None = None, seed: int = 0) -> list[Point]:

@@ -133,6 +133,12 @@ def test_q_uniform_gives_multiples_of_q_inside_the_range():
     assert set(draws("distribution: q_uniform, min: 0.0, max: 0.3, q: 0.1")) == {0.0, 0.1, 0.2, 0.3}
 
 
+def test_q_log_uniform_values_is_even_in_the_logarithm_and_gives_multiples_of_q():
+    numbers = draws("distribution: q_log_uniform_values, min: 32, max: 256, q: 8")  # as W&B's own example has it
+    assert set(numbers) <= set(range(32, 257, 8)) and {32, 256} <= set(numbers)
+    assert abs(sum(n < 90.5 for n in numbers) / DRAWS - 0.5) < 0.05  # the middle is 32 * 8 ** 0.5
+
+
 def test_values_become_the_words_that_train_reads():
     point = {"lr": 0.1, "nesterov": True, "test": False, "augment": ["crop", "flip"], "milestones": [], "epochs": None}
     expected = "--lr 0.1 --nesterov --no-test --augment crop flip --milestones none --epochs none"
@@ -151,6 +157,16 @@ command: [accelerate, launch, --num_processes, 2, "${program}", "${args_no_boole
     assert usual.command_line({"lr": 1}, "py", "t.py") == ["py", "t.py", "--lr", "1"]
     with_env = Sweep("grid", {}, command=("${env}", "A=1", "${interpreter}", "${program}", "${args}"))
     assert with_env.command_line({}, "py", "t.py") == ["/usr/bin/env", "A=1", "py", "t.py"]
+
+
+def test_a_variable_of_the_environment_goes_into_the_command_or_is_missed(monkeypatch):
+    text = f'method: grid\ncommand: ["${{env}}", "A=${{envvar:MINE}}", "${{program}}", "${{args}}"]\n{LR}'
+    sweep = read_sweep(text, "x")
+    monkeypatch.setenv("MINE", "some words")
+    assert sweep.command_line({}, "py", "t.py") == ["/usr/bin/env", "A=some words", "t.py"]
+    monkeypatch.delenv("MINE")
+    with pytest.raises(UserError, match=r"the sweep's command has .*MINE.*, but MINE is not set"):
+        sweep.command_line({}, "py", "t.py")
 
 
 def test_folds_without_a_fold_are_all_of_them():
@@ -222,6 +238,10 @@ LR = "parameters: {lr: {values: [0.1, 0.2]}, epochs: {value: 1}}"
         ("{method: grid, parameters: {learning_rate: {value: 1}}}", "unknown parameter 'learning_rate'"),
         ("{method: grid, parameters: {batchsize: {value: 1}}}", "Did you mean 'batch_size'?"),
         ("{method: grid, parameters: {batch-size: {value: 1}, batch_size: {value: 1}}}", "batch_size is there twice"),
+        (
+            "{method: grid, parameters: {optimizer: {parameters: {lr: {value: 1}}}}}",
+            "options of train.py have no parts",
+        ),
         ("{method: grid, parameters: {output_dir: {value: x}}}", "each run has a folder of its own"),
         ("{method: grid, parameters: {resume: {value: never}}}", "resumes always; leave it out"),
         (f"method: grid\nmetric: {{name: val/acc, goal: maximize}}\n{LR}", "Did you mean 'val/accuracy'?"),
@@ -229,6 +249,7 @@ LR = "parameters: {lr: {values: [0.1, 0.2]}, epochs: {value: 1}}"
         (f"method: grid\nmetric: {{nam: val/loss}}\n{LR}", "unknown key of metric 'nam'. Did you mean 'name'?"),
         (f"method: grid\nmetric: val/loss\n{LR}", "metric must be a mapping such as"),
         (f'method: grid\ncommand: ["${{python}}", "${{args}}"]\n{LR}', "unknown macro '${python}'"),
+        (f'method: grid\ncommand: ["${{args_no_hyphens}}"]\n{LR}', "${args_no_hyphens} is not supported locally"),
         (f'method: grid\ncommand: ["${{program}}"]\n{LR}', "command must be a list of words, ${args} among them"),
         (f"method: grid\ncommand: python train.py\n{LR}", "command must be a list of words"),
     ],
@@ -263,7 +284,11 @@ def test_a_wrong_file_is_refused_with_the_way_out(text, message):
         ("random", "lr: {min: 0.0, max: .inf}", "max of uniform must be a number"),
         ("random", "lr: {min: 0.0, max: 1" + 400 * "0" + "}", "max of uniform must be a number"),
         ("random", "lr: {distribution: log_uniform_values, min: 0, max: 1}", "must be greater than 0, got 0"),
-        ("random", "lr: {min: 0.1, max: 1.0, q: 0.1}", "q has no effect with uniform; use distribution: q_uniform"),
+        (
+            "random",
+            "lr: {min: 0.1, max: 1.0, q: 0.1}",
+            "q has no effect with uniform; use distribution: q_uniform or q_log",
+        ),
         ("random", "lr: {distribution: q_uniform, min: 1, max: 2, q: 0}", "q must be greater than 0, got 0"),
         ("random", "lr: {distribution: q_uniform, min: 1, max: 2, q: 5}", "no multiple of q 5 is in [1, 2]"),
         ("random", "lr: {values: [1, 2], probabilities: [0.5, 0.6]}", "probabilities must be 2 numbers"),
