@@ -1,12 +1,12 @@
 """What --exact-shards promises, over whole runs, and what it costs; and how far runs drift apart without it.
 
     python benchmarks/exact.py same --data FOLDER --steps 500 lenet resnet20      # on 1, 2, 3, 4, 5 and 7 processes
-    python benchmarks/exact.py drift --data FOLDER --steps 500 lenet              # the same without exact shards
+    python benchmarks/exact.py drift --data FOLDER --steps 0 --limit-train 4000 lenet     # a whole run without exact shards
     python benchmarks/exact.py cost --data FOLDER --rounds 3 lenet resnet20       # images/s against a run without
     python benchmarks/exact.py restarts --data FOLDER --steps 500 lenet           # stopped ten times, on ten world sizes
 
-Models train by their default recipe, shortened to --steps, one thread a process, with --batch-size and --exact-shards; all models
-where none is named. `same` compares weights byte by byte, the lines of metrics but for their times, and predictions. `drift` says by
+Models train by --recipe, shortened to --steps, one thread a process, with --batch-size and --exact-shards; all models where none is
+named. `same` compares weights byte by byte, the lines of metrics but for their times, and predictions. `drift` says by
 how much the largest weight differs and how far validation accuracies lie apart. `cost` takes turns, without, exact, without ..., on
 one process and on --processes. Processes share the cores, so that only ratios mean something.
 """
@@ -51,8 +51,11 @@ def read_options(argv: Sequence[str]) -> Any:
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--data", default="synthetic")
     parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--steps", type=int, default=500, help="0: the recipe's own, as of the next three")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--limit-train", type=int, default=0)
+    parser.add_argument("--limit-eval", type=int, default=500)
     parser.add_argument("--exact-shards", type=int, default=8)
     parser.add_argument("--processes", type=int, default=2, help="of `cost`, besides one")
     parser.add_argument("--rounds", type=int, default=3, help="of `cost`")
@@ -66,17 +69,12 @@ def train(model: str, given: Any, folder: Path, processes: int = 1, *more: str, 
 
 
 def options(model: str, given: Any, folder: Path, exact: bool = True) -> list[str]:
-    words = ["--model", model, "--steps", str(given.steps), "--batch-size", str(given.batch_size), "--threads", "1"]
+    """Return a run's words; what is asked for with 0 is left to the recipe."""
+    words = ["--model", model, "--recipe", given.recipe, "--threads", "1", "--no-test"]
     words += ["--exact-shards", str(given.exact_shards)] if exact else []
-    words += [
-        "--data",
-        given.data,
-        "--data-dir",
-        str(Path(given.data_dir).resolve()),
-        "--limit-eval",
-        "500",
-        "--no-test",
-    ]
+    for name in ("steps", "batch_size", "limit_train", "limit_eval"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(given, name))] if getattr(given, name) else []
+    words += ["--data", given.data, "--data-dir", str(Path(given.data_dir).resolve())]
     return [*words, "--output-dir", str(folder)]
 
 

@@ -1,8 +1,10 @@
 """Files that exist wholly or not at all, and locks."""
 
 import errno
+import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,43 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by JSON for people to read, in one piece; raises `ValueError` for a nan, which JSON doesn't have."""
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def read_file(path: Path) -> bytes:
+    """Return a regular file's bytes; raises `OSError`, and `ValueError` for a pipe or a device, which might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for who writes
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's content; raises `OSError`, and `ValueError` for what isn't JSON or not a file."""
+    return parse_json(read_file(path))
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return what the text says; raises `ValueError`, where Python's own parser may give up otherwise."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with the SHA-256 of the rest in it, so that a flipped bit is noticed."""
+    return {**content, "sha256": _seal(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether it is what `sealed` returned."""
+    return content.get("sha256") == _seal({name: value for name, value in content.items() if name != "sha256"})
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -9,7 +9,8 @@ from cifar_dist.cli import command_parser
 from cifar_dist.config import option
 from cifar_dist.console import Console
 from cifar_dist.data import cache_folder, load_dataset
-from cifar_dist.doctor.cached_data import folder_bytes, inspect_cache
+from cifar_dist.data.cache import inspect_cache
+from cifar_dist.doctor.cached_data import folder_bytes
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.options import add_flags, to_words

@@ -12,11 +12,50 @@ import numpy as np
 import torch
 
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
-from cifar_dist.files import locked, write_synced
+from cifar_dist.errors import UserError
+from cifar_dist.files import is_sealed, locked, read_json, sealed, write_synced
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
-CACHE = "cache"
-VERSION = 1  # part of every key; raise it when decoding or the format changes
+CACHE, ABOUT = "cache", "about.json"
+VERSION = 2  # part of every key; raise it when decoding or the format changes
+
+
+class CacheState(NamedTuple):
+    """What a cache folder holds."""
+
+    recorded: str  # the fingerprint that was written with it
+    found: str  # the fingerprint of the bytes there now; empty where they can't be read
+    problem: str  # why they can't be read
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.found) and self.found == self.recorded
+
+    @property
+    def damage(self) -> str:
+        """Say what is wrong with a cache that is not whole."""
+        return self.problem or f"its bytes have fingerprint {self.found[:12]}, written was {self.recorded[:12]}"
+
+
+def recorded_fingerprint(folder: Path) -> str:
+    """Return the fingerprint that a cache says it has; empty where it says none."""
+    try:
+        about: dict[str, Any] = read_json(folder / ABOUT)
+        return str(about["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def inspect_cache(folder: Path) -> CacheState:
+    """Read all of a cache from disk and compute its fingerprint anew."""
+    try:
+        about: dict[str, Any] = read_json(folder / ABOUT)
+        if not is_sealed(about):
+            raise ValueError(f"{ABOUT} is not what was written")
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
+        return CacheState(str(about["fingerprint"]), fingerprint(tuple(about["classes"]), arrays), "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        return CacheState(recorded_fingerprint(folder), "", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 class Decoded(NamedTuple):
@@ -48,12 +87,20 @@ def copy_caches(source: Path, target: Path) -> None:
 
 
 def load_cached(folder: Path, decode: Callable[[], Decoded]) -> Dataset:
-    """Return the set cached in `folder`, decoding it first where it is missing; one process decodes, the others wait."""
+    """Return the set cached in `folder`, decoding it first where it is missing; one process decodes, the others wait.
+
+    Raises `UserError` unless it holds the bytes that were written: one flipped bit would be other numbers, and no word of it.
+    """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
                 _write(folder, decode())
+    state = inspect_cache(folder)
+    if not state.whole:
+        raise UserError(
+            f"the decoded data in {folder} are damaged: {state.damage}; delete that folder, and they are decoded again"
+        )
     return _read(folder)
 
 
@@ -69,12 +116,12 @@ def _write(folder: Path, decoded: Decoded) -> None:
         with (partial / f"{name}.npy").open("wb") as file:
             np.save(file, array)
             os.fsync(file.fileno())
-    write_synced(partial / "about.json", json.dumps(about, indent=1).encode())
+    write_synced(partial / ABOUT, json.dumps(sealed(about), indent=1).encode())
     os.replace(partial, folder)
 
 
 def _read(folder: Path) -> Dataset:
-    about: dict[str, Any] = json.loads((folder / "about.json").read_text())
+    about: dict[str, Any] = read_json(folder / ABOUT)
     # Copy-on-write mapping: never written to, but torch warns about read-only arrays.
     arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS}
     train, test = (

@@ -12,12 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cifar_dist.data import cache_folder
+from cifar_dist.data.cache import inspect_cache, recorded_fingerprint
 from cifar_dist.doctor.cached_data import (
     ARCHIVE,
     UNPACKED,
     folder_bytes,
-    inspect_cache,
-    recorded_fingerprint,
 )
 from cifar_dist.doctor.check import Visit
 from cifar_dist.doctor.lines import Answer, Line, disagreement, failed, hosts, ok, ranks, warning

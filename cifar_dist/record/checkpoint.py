@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_dist.files import sync_folder, write_synced
+from cifar_dist.files import read_file, read_json, sync_folder, write_synced
 
 MANIFEST = "manifest.json"
+NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Checkpoint(NamedTuple):
@@ -52,17 +53,21 @@ def save(checkpoints: Path, step: int, files: Mapping[str, bytes]) -> None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder; raises `BrokenCheckpointError` saying what is wrong with it."""
+    """Read a checkpoint folder; raises `BrokenCheckpointError` saying what is wrong with it.
+
+    What can't be read now but may be in a moment, an input/output error or a file handle of a server that was restarted, is an
+    `OSError`: nobody may take the checkpoint for broken, and go on from another, because of that.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = {name: (folder / name).read_bytes() for name in manifest}
+        manifest = read_json(folder / MANIFEST)
+        files = {name: read_file(folder / name) for name in manifest}
         for name, entry in manifest.items():
             if len(files[name]) != entry["bytes"]:
                 raise BrokenCheckpointError(f"{folder / name} has {len(files[name])} bytes, not {entry['bytes']}")
             if _sha256(files[name]) != entry["sha256"]:
                 raise BrokenCheckpointError(f"{folder / name} doesn't match its checksum")
         return Checkpoint(int(folder.name[5:]), files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*NO_FILE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpointError(f"{folder}: {error}") from None
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from cifar_dist.errors import UserError
-from cifar_dist.files import stand_in, write_atomically, write_json
+from cifar_dist.files import parse_json, read_file, read_json, stand_in, write_atomically, write_json
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
@@ -21,6 +21,9 @@ TRAINING_FILE = "training.pt"  # of a checkpoint
 WEIGHTS_FILE = "model.safetensors"  # of a checkpoint; the best weights are in the run folder too
 CHANGES_FILE = "changes.diff"  # in what the code of the last start differed from its commit, where it did
 CHECKPOINTS, PLOTS = "checkpoints", "plots"  # folders
+BEGUN_FILE = (
+    ".begun"  # in checkpoints/ from the start on: without it the folder is another one, or an empty mount point
+)
 LOCK_FILE, PAGE_FILE = ".lock", "report.html"
 LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # of what sends the run to Weights & Biases
 
@@ -33,8 +36,12 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
 
     def config(self) -> ConfigRecord | None:
-        """Return config.json, None where there is none; raises `UserError` where it isn't JSON."""
-        return cast(ConfigRecord | None, self.read_json(CONFIG_FILE))
+        """Return config.json, None where there is none; raises `UserError` where it isn't what a run writes."""
+        content = self.read_json(CONFIG_FILE)
+        parts = {"config": dict, "dataset": dict, "starts": list}
+        if content is not None and not all(isinstance(content.get(name), kind) for name, kind in parts.items()):
+            raise self.damaged(CONFIG_FILE, f"without one of {', '.join(parts)}")
+        return cast(ConfigRecord | None, content)
 
     def summary(self) -> Summary | None:
         """Return summary.json, None where there is none; raises `UserError` where it isn't JSON."""
@@ -43,13 +50,19 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file's content, None where there is none; raises `UserError` where it isn't JSON."""
         try:
-            return json.loads((self.path / name).read_bytes())
+            content = read_json(self.path / name)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(
-                f"{self.path / name} is damaged ({error}); move the run folder away, or use another --output-dir"
-            ) from None
+            raise self.damaged(name, error) from None
+        if not isinstance(content, dict):
+            raise self.damaged(name, "not a JSON object")
+        return content
+
+    def damaged(self, name: str, problem: object) -> UserError:
+        return UserError(
+            f"{self.path / name} is damaged ({problem}); move the run folder away, or use another --output-dir"
+        )
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_json(self.path / name, content)
@@ -65,10 +78,20 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[Line]:
-        """Return the whole lines, without a torn last one."""
-        path = self.path / METRICS_FILE
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        """Return the whole lines, without a torn last one; raises `UserError` naming one that is damaged."""
+        path, lines = self.path / METRICS_FILE, []
+        for number, text in enumerate(read_file(path).split(b"\n")[:-1] if path.exists() else [], start=1):
+            try:
+                lines.append(read_line(text))
+            except ValueError as error:
+                raise UserError(
+                    f"line {number} of {path} is damaged ({error}); restore the file, or use --resume never to start over"
+                ) from None
+        return lines
+
+    def read_metrics_until(self, step: int) -> list[Line]:
+        """Return what a checkpoint of `step` follows."""
+        return [line for line in self.read_metrics() if line["step"] <= step and line["kind"] != "test"]
 
     def write_predictions(self, split: str, step: int, **arrays: Any) -> None:
         """Keep the arrays of `predictions.Predictions`, about `split` and the weights after `step` steps."""
@@ -91,7 +114,7 @@ class RunFolder:
 
     def truncate_metrics(self, step: int) -> None:
         """Drop what was written after `step`, and test results: the run will write those again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step and line["kind"] != "test"]
+        kept = self.read_metrics_until(step) if step >= 0 else []
         write_atomically(self.path / METRICS_FILE, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def move_aside(self) -> Path:
@@ -102,6 +125,14 @@ class RunFolder:
         self.path.rename(aside)
         stand_in(aside / LOCK_FILE).unlink(missing_ok=True)  # it is this start's, which goes on in another folder
         return aside
+
+
+def read_line(text: bytes) -> Line:
+    """Return a line of metrics.jsonl; raises `ValueError` saying what is wrong with it."""
+    line = parse_json(text)
+    if not (isinstance(line, dict) and line.keys() >= {"kind", "step", "epoch", "samples", "loss"}):
+        raise ValueError("not a line that a run writes")
+    return cast(Line, line)
 
 
 def predictions_file(split: str) -> str:

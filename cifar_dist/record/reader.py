@@ -1,12 +1,12 @@
 """A run folder as a reader finds it: finished, running, interrupted, killed or broken. Nothing here writes."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from cifar_dist.errors import UserError
-from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use
+from cifar_dist.files import read_file, read_json
+from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use, read_line
 from cifar_dist.record.lines import DatasetRecord, Line, Options, Start, Summary
 
 Status = Literal["finished", "running", "interrupted", "failed", "killed", "broken"]
@@ -71,7 +71,7 @@ def read_run(path: Path) -> RunRecord:
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         problems.append(f"{path.name}: {error.strerror if isinstance(error, OSError) else error}")
         return {}
@@ -93,20 +93,17 @@ def _part(content: dict[str, Any], name: str, kind: type, problems: list[str]) -
 def _read_lines(path: Path, problems: list[str]) -> list[Line]:
     """Return the whole lines; the last one may be torn by a crash, or about to be written."""
     try:
-        pieces = path.read_bytes().split(b"\n")[:-1]
+        pieces = read_file(path).split(b"\n")[:-1]
     except FileNotFoundError:  # nothing was logged yet
         return []
-    except OSError as error:
-        problems.append(f"{path.name}: {error.strerror}")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name}: {error.strerror if isinstance(error, OSError) else error}")
         return []
-    lines = []
+    lines: list[Line] = []
     for number, piece in enumerate(pieces, start=1):
         try:
-            line = json.loads(piece)
-            if not (isinstance(line, dict) and line.keys() >= {"kind", "step", "epoch", "samples", "loss"}):
-                raise ValueError("not a line that a run writes")
+            lines.append(read_line(piece))
         except ValueError as error:
             problems.append(f"{path.name} line {number}: {error}")
             break
-        lines.append(cast(Line, line))
     return lines

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
-from cifar_dist.files import write_json
+from cifar_dist.files import read_json, write_json
 from cifar_dist.record.folder import LINK_FILE
 
 PROJECT = "cifar_dist"
@@ -40,8 +40,10 @@ class Link:
 def read_link(folder: Path) -> Link | None:
     """Return what the run folder says; None where it says nothing that can be read."""
     with suppress(OSError, ValueError, TypeError):
-        content = json.loads((folder / LINK_FILE).read_bytes())
-        return Link(**{f.name: content[f.name] for f in fields(Link) if f.name in content})
+        content = read_json(folder / LINK_FILE)
+        link, usual = Link(**{f.name: content[f.name] for f in fields(Link) if f.name in content}), Link("")
+        if all(type(getattr(link, f.name)) is type(getattr(usual, f.name)) for f in fields(Link)):
+            return link
     return None
 
 

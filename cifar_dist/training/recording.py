@@ -1,5 +1,6 @@
 """What a run writes and says between its steps: training lines, validations, checkpoints."""
 
+import hashlib
 import math
 import socket
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.digest import optimizer_digest, weights_digest
 from cifar_dist.record.folder import TRAINING_FILE, WEIGHTS_FILE, RunFolder
-from cifar_dist.record.lines import Digests, EvalLine, TrainLine, ValLine
+from cifar_dist.record.lines import Digests, EvalLine, TrainLine, ValLine, fixed
 from cifar_dist.runtime.collectives import gather_objects, on_main, sum_across_ranks
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.evaluation import eval_blocks, evaluate
@@ -126,6 +127,7 @@ def save_checkpoint(run: Run) -> None:
         about = describe_weights(trainer.config, trainer.dataset, trainer.normalize, progress.step)
         with trainer.state.eval_statistics.averaged():
             weights = pack_weights(trainer.state.eval_model, about) if trainer.rank == 0 else b""
+        follow_up(run, weights)
         content = snapshot(trainer.state)
 
         def write() -> list[str]:
@@ -141,6 +143,15 @@ def save_checkpoint(run: Run) -> None:
 
         for problem in on_main(write):
             run.console.warn(problem)
+
+
+def follow_up(run: Run, weights: bytes) -> None:
+    """Let a checkpoint know what it follows, so that what doesn't fit is noticed: the lines so far, the best weights. Collective."""
+    progress = run.trainer.state.progress
+    sha256 = on_main(lambda: hashlib.sha256(weights).hexdigest())
+    if progress.best_step == progress.step:
+        progress.best_sha256 = sha256
+    progress.num_lines, progress.lines_sha256 = on_main(lambda: fixed(run.folder.read_metrics()))
 
 
 def result_line(trainer: Trainer, kind: Literal["val", "test"], step: int, result: EvalResult) -> EvalLine:

@@ -1,5 +1,6 @@
 """Where a run goes on: finds or makes its folder, keeps others out, loads the newest whole checkpoint."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,13 +13,15 @@ from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
-from cifar_dist.files import acquire, stand_in, write_atomically
+from cifar_dist.files import acquire, stand_in, sync_folder, write_atomically
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import (
+    BEGUN_FILE,
     CHECKPOINTS,
     CONFIG_FILE,
     LINK_FILE,
     LOCK_FILE,
+    METRICS_FILE,
     PAGE_FILE,
     PLOTS,
     SUMMARY_FILE,
@@ -27,8 +30,9 @@ from cifar_dist.record.folder import (
     RunFolder,
     predictions_file,
 )
-from cifar_dist.record.lines import ConfigRecord, Summary
+from cifar_dist.record.lines import ConfigRecord, Summary, fixed
 from cifar_dist.runtime.launch import env_int, launch_id
+from cifar_dist.training.state import Progress
 
 THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
 
@@ -197,6 +201,11 @@ def load_newest(start: StartingPoint) -> None:
                 "restore one, or use --resume never to start over"
             )
         start.notes += [f"skipped a broken checkpoint: {problem}" for problem in problems]
+        if not start.saved and (start.path / CONFIG_FILE).exists() and not (folder.checkpoints / BEGUN_FILE).exists():
+            raise UserError(
+                f"{folder.checkpoints} is gone or empty, though a run began in {start.path}; mount or restore it, "
+                "or use --resume never to start over"
+            )
         if start.saved:
             start.notes.append(f"going on from step {start.saved.step} of {start.path}")
     if start.saved or start.summary:
@@ -219,23 +228,45 @@ def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[
     return merged
 
 
-def take_over(folder: RunFolder, step: int | None, best_step: int | None) -> None:
+def check_lines(folder: RunFolder, progress: Progress) -> None:
+    """Raise `UserError` unless metrics.jsonl holds what the checkpoint follows: later lines may be missing, these not."""
+    if progress.num_lines is None:
+        return
+    number, sha256 = fixed(folder.read_metrics_until(progress.step))
+    if (number, sha256) != (progress.num_lines, progress.lines_sha256):
+        found = f"has {number} lines" if number != progress.num_lines else "has other lines"
+        raise UserError(
+            f"{folder.path / METRICS_FILE} {found} up to step {progress.step}, where the checkpoint follows {progress.num_lines}; "
+            "restore it, or use --resume never to start over"
+        )
+
+
+def best_weights(folder: RunFolder, progress: Progress) -> tuple[bytes, str]:
+    """Return the weights file of the best step so far, and what was wrong with its checkpoint.
+
+    The run folder's own holds the same bytes, and stands in for it. Raises `BrokenCheckpointError` where neither has them.
+    """
+    assert progress.best_step is not None
+    try:
+        return checkpoint.load(checkpoint.folder_for(folder.checkpoints, progress.best_step)).files[WEIGHTS_FILE], ""
+    except (checkpoint.BrokenCheckpointError, KeyError) as error:
+        weights = folder.path / WEIGHTS_FILE
+        data = weights.read_bytes() if weights.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != progress.best_sha256:
+            raise checkpoint.BrokenCheckpointError(f"{error}; {weights} has others") from None
+        return data, f"{error}; {weights} holds the same bytes and stands in for it"
+
+
+def take_over(folder: RunFolder, step: int | None, best: bytes | None) -> None:
     """Make the folder's record end at `step`, its newest whole checkpoint, or begin. After all checks; rank 0 only."""
+    folder.checkpoints.mkdir(exist_ok=True)
+    (folder.checkpoints / BEGUN_FILE).touch()
+    sync_folder(folder.checkpoints)
     checkpoint.discard_after(folder.checkpoints, step or 0)
     folder.truncate_metrics(-1 if step is None else step)
     folder.drop_predictions(-1 if step is None else step)
     weights = folder.path / WEIGHTS_FILE
-    if best_step is None:
+    if best is None:
         weights.unlink(missing_ok=True)
     else:
-        best = checkpoint.load(checkpoint.folder_for(folder.checkpoints, best_step))
-        write_atomically(weights, best.files[WEIGHTS_FILE])
-
-
-def is_whole(folder: RunFolder, step: int) -> bool:
-    """Whether the checkpoint of `step` is there and verifies."""
-    try:
-        checkpoint.load(checkpoint.folder_for(folder.checkpoints, step))
-    except checkpoint.BrokenCheckpointError:
-        return False
-    return True
+        write_atomically(weights, best)

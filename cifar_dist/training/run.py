@@ -1,5 +1,6 @@
 """One training run from configuration to result: load the data, train, test, leave a summary."""
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
 from cifar_dist.training.recording import Run, keep_predictions, result_line
-from cifar_dist.training.resume import StartingPoint, is_whole, leave_nothing, open_folder, take_over
+from cifar_dist.training.resume import StartingPoint, best_weights, check_lines, leave_nothing, open_folder, take_over
 from cifar_dist.training.state import Progress, restore
 from cifar_dist.training.views import Views
 from cifar_dist.training.weights import unpack_weights
@@ -60,7 +61,7 @@ def train_and_test(
         return None
     try:
         run = start_run(start, given, signals, console)
-    except UserError:
+    except (UserError, OSError):
         on_main(lambda: leave_nothing(start))
         raise
     views = Views(run, mode) if run.trainer.rank == 0 else None
@@ -122,10 +123,21 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
     trainer, progress = run.trainer, run.trainer.state.progress
 
     def write() -> Progress:
-        if progress.best_step is not None and not is_whole(run.folder, progress.best_step):
-            # The checkpoint we go on from takes its place, until a validation is better.
-            progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
-        take_over(run.folder, start.saved.step if start.saved else None, progress.best_step)
+        best, problem = None, ""
+        if start.saved:
+            check_lines(run.folder, progress)
+        if start.saved and progress.best_step is not None:
+            try:
+                best, problem = best_weights(run.folder, progress)
+            except checkpoint.BrokenCheckpointError as error:
+                problem = f"the best weights so far, of step {progress.best_step}, are gone: {error}; until a validation is better, "
+                problem += f"those of step {progress.step} take their place"
+                best = start.saved.files[WEIGHTS_FILE]
+                progress.best_step, progress.best_correct, progress.best_val = progress.step, -1, None
+                progress.best_sha256 = hashlib.sha256(best).hexdigest()
+        if problem:
+            run.console.warn(problem)
+        take_over(run.folder, start.saved.step if start.saved else None, best)
         starts = start.recorded["starts"] if start.recorded else []
         content: ConfigRecord = {
             "config": trainer.config.to_dict(),
@@ -168,9 +180,9 @@ def test(run: Run) -> None:
     """Evaluate the best weights on the test images, once, and write the result; with --no-test only the end. Collective."""
     trainer, best_step = run.trainer, run.trainer.state.progress.best_step
     assert best_step is not None, "the last step is always evaluated"
-    best = on_main(
-        lambda: checkpoint.load(checkpoint.folder_for(run.folder.checkpoints, best_step)).files[WEIGHTS_FILE]
-    )
+    best, problem = on_main(lambda: best_weights(run.folder, trainer.state.progress))
+    if problem:
+        run.console.warn(problem)
     model, classes = trainer.state.eval_model, trainer.dataset.classes
     model.load_state_dict(unpack_weights(best))
     result = None

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import SPLIT_OPTIONS, Dataset
 from cifar_dist.errors import UserError
+from cifar_dist.files import is_sealed, parse_json, sealed
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
+from cifar_dist.record.digest import digest
 
 KEY = "cifar_dist"  # one metadata entry: safetensors writes several in no fixed order
 
@@ -39,9 +41,10 @@ def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize
 
 
 def pack_weights(model: nn.Module, about: Mapping[str, Any]) -> bytes:
-    """Return a weights file. The same weights and `about` always give the same bytes."""
+    """Return a weights file. The same weights and `about` always give the same bytes; it says what they come down to."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(tensors, metadata={KEY: json.dumps(dict(about), sort_keys=True)})
+    content = sealed({**about, "weights_digest": digest(sorted(tensors.items()))})
+    return safetensors.torch.save(tensors, metadata={KEY: json.dumps(content, sort_keys=True)})
 
 
 def unpack_weights(data: bytes) -> dict[str, Tensor]:
@@ -51,7 +54,7 @@ def unpack_weights(data: bytes) -> dict[str, Tensor]:
 def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the model of a weights file, on the CPU, in evaluation mode; return it with what the file says of itself.
 
-    Raises `UserError` where the file isn't one of ours.
+    Raises `UserError` where the file isn't one of ours, or no longer what was written.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -61,7 +64,22 @@ def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{path} is not a weights file ({error}); give a run folder or its model.safetensors") from None
     if KEY not in metadata:
         raise UserError(f"{path} doesn't say which model it holds; it was not written by train.py")
-    about = json.loads(metadata[KEY])
+    about = read_about(metadata[KEY], tensors)
+    if about is None:
+        raise UserError(
+            f"{path} is damaged: it doesn't hold the bytes that were written; take another copy, or a checkpoint's model.safetensors"
+        )
     model = build_model(about["model"], len(about["classes"]), about["model_options"])
     model.load_state_dict(tensors)
     return model.eval(), about
+
+
+def read_about(text: str, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return what a weights file says of itself, None where that or its weights aren't what was written."""
+    try:
+        about = parse_json(text)
+        if "sha256" in about or "weights_digest" in about:  # files of earlier versions have neither
+            return about if is_sealed(about) and about["weights_digest"] == digest(sorted(tensors.items())) else None
+        return about
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -9,7 +9,7 @@ import pytest
 
 from cifar_dist.__main__ import main
 from cifar_dist.data import cache, cache_folder, load_dataset
-from cifar_dist.doctor.cached_data import inspect_cache
+from cifar_dist.data.cache import inspect_cache
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_wrong_usage_is_one_line_and_status_2(options, more, message, capsys):
 def test_data_that_is_not_prepared_fails_with_the_command_that_prepares_it(doctor, tmp_path):
     status, lines = doctor("--data", "cifar10", "--data-dir", str(tmp_path / "none"))
     assert status == 1
-    assert lines["data"].status == "failed" and "cifar10-v1" in lines["data"].text
+    assert lines["data"].status == "failed" and "cifar10-v2" in lines["data"].text
     assert f"python -m cifar_dist prepare --data cifar10 --data-dir {tmp_path}/none" in lines["data"].advice
     assert not (tmp_path / "none").exists()
 

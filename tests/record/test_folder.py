@@ -8,7 +8,7 @@ from cifar_dist.training.resume import lock
 
 
 def line(step: int, kind: str = "train") -> dict:
-    return {"kind": kind, "step": step}
+    return {"kind": kind, "step": step, "epoch": 0, "samples": 0, "loss": 0.0}
 
 
 def test_resuming_drops_later_lines_torn_lines_and_test_results(tmp_path):

@@ -48,15 +48,15 @@ def test_an_option_is_found_as_train_py_finds_it(words):
 
 
 def test_data_are_copied_to_a_nodes_disk_whole_and_once(tmp_path):
-    for name, text in (("cifar10-v1", "new"), ("other-v0", "old format"), ("cifar10-v1.partial", "torn")):
+    for name, text in (("cifar10-v2", "new"), ("other-v0", "old format"), ("cifar10-v2.partial", "torn")):
         (tmp_path / "shared/cache" / name).mkdir(parents=True)
         (tmp_path / "shared/cache" / name / "about.json").write_text(text)
     for _ in range(2):
         assert job.main(["copy-data", str(tmp_path / "shared"), str(tmp_path / "local")]) == 0
-        assert [path.name for path in (tmp_path / "local/cache").iterdir()] == ["cifar10-v1"]
-    (tmp_path / "shared/cache/cifar10-v1/about.json").write_text("changed")
+        assert [path.name for path in (tmp_path / "local/cache").iterdir()] == ["cifar10-v2"]
+    (tmp_path / "shared/cache/cifar10-v2/about.json").write_text("changed")
     job.main(["copy-data", str(tmp_path / "shared"), str(tmp_path / "local")])
-    assert (tmp_path / "local/cache/cifar10-v1/about.json").read_text() == "new"
+    assert (tmp_path / "local/cache/cifar10-v2/about.json").read_text() == "new"
 
 
 def test_the_answers_do_not_wait_for_torch():

@@ -176,12 +176,12 @@ def test_the_site_names_the_environment_the_container_and_the_nodes_own_disk(sub
     shutil.copytree(SLURM, tmp_path / "slurm", ignore=shutil.ignore_patterns("site.sh"))
     site = 'export CONTAINER="env CONTAINED=1" LOCAL_DATA="$PWD/local" SHARED_BY_ALL=1'
     (tmp_path / "slurm/site.sh").write_text(site)
-    (tmp_path / "elsewhere/cache/cifar10-v1").mkdir(parents=True)
-    (tmp_path / "elsewhere/cache/cifar10-v1.lock").touch()
+    (tmp_path / "elsewhere/cache/cifar10-v2").mkdir(parents=True)
+    (tmp_path / "elsewhere/cache/cifar10-v2.lock").touch()
     ended = submit("eval", "--checkpoint", "x", "--data-dir", "elsewhere")
     assert {"CONTAINED=1", "SHARED_BY_ALL=1"} <= set(ended.lines("environment.txt"))
     assert ended.launched[-2:] == ["--data-dir", f"{tmp_path}/local"]
-    assert [path.name for path in (tmp_path / "local/cache").iterdir()] == ["cifar10-v1"]
+    assert [path.name for path in (tmp_path / "local/cache").iterdir()] == ["cifar10-v2"]
 
 
 @pytest.mark.parametrize(
