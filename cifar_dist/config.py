@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from cifar_dist.errors import UserError
 
@@ -267,14 +269,22 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, recorded: Mapping[str, Any]) -> "TrainConfig":
-        """Return what `to_dict` wrote, perhaps in another version: names that aren't known any more are left out."""
+        """Return what `to_dict` wrote, perhaps in another version: names that aren't known any more are left out.
+
+        Raises `UserError` for a value that no version wrote.
+        """
         known = {f.name for f in fields(cls)}
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items() if k in known}
         for name in ("bias_lr", "head_lr"):  # until November 2026, for the whole batch
             if name in recorded and f"{name}_per_image" not in recorded:
-                options[f"{name}_per_image"] = recorded[name] / recorded["batch_size"]
+                with suppress(TypeError, KeyError, ZeroDivisionError):
+                    options[f"{name}_per_image"] = recorded[name] / recorded["batch_size"]
         if recorded.get("batch_norm") == "virtual":
-            options |= {"batch_norm": "process", "exact_shards": recorded["virtual_shards"]}
+            options |= {"batch_norm": "process", "exact_shards": recorded.get("virtual_shards")}
+        hints = get_type_hints(cls)
+        for name, value in options.items():
+            if not fits(value, hints[name]):
+                raise UserError(f"config.json is damaged: it has {flag(name)} {value!r}")
         return cls(**options)
 
 
@@ -309,6 +319,18 @@ GROUPS = {  # of --help: every field once, the everyday ones first
         *("wandb", "wandb_group", "wandb_tags", "wandb_weights"),
     ),
 }
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of an option."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return value in inner
+    if kind is tuple:
+        return isinstance(value, tuple) and all(fits(part, inner[0]) for part in value)
+    if kind is UnionType:
+        return any(fits(value, one) for one in inner)
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def check_bounds(options: Any) -> None:

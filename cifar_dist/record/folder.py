@@ -28,6 +28,20 @@ LOCK_FILE, PAGE_FILE = ".lock", "report.html"
 LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # of what sends the run to Weights & Biases
 
 
+COUNTS = ("step", "samples")  # of a line of metrics.jsonl
+LARGEST = 1e30  # no loss that float32 can train with comes near, and charts can still count with it
+MEASURES = (
+    "epoch",
+    "loss",
+    "accuracy",
+    "top2_accuracy",
+    "lr",
+    "gradient_norm",
+    "images_per_second",
+    "seconds",
+)  # or null
+
+
 class RunFolder:
     """The local record of one run, over all its starts."""
 
@@ -39,8 +53,13 @@ class RunFolder:
         """Return config.json, None where there is none; raises `UserError` where it isn't what a run writes."""
         content = self.read_json(CONFIG_FILE)
         parts = {"config": dict, "dataset": dict, "starts": list}
-        if content is not None and not all(isinstance(content.get(name), kind) for name, kind in parts.items()):
-            raise self.damaged(CONFIG_FILE, f"without one of {', '.join(parts)}")
+        if content is None:
+            return None
+        for name, kind in parts.items():
+            if not isinstance(content.get(name), kind):
+                raise self.damaged(CONFIG_FILE, f"it has no {name}")
+        if not all(isinstance(start, dict) for start in content["starts"]):
+            raise self.damaged(CONFIG_FILE, "starts are not what a run writes")
         return cast(ConfigRecord | None, content)
 
     def summary(self) -> Summary | None:
@@ -132,6 +151,13 @@ def read_line(text: bytes) -> Line:
     line = parse_json(text)
     if not (isinstance(line, dict) and line.keys() >= {"kind", "step", "epoch", "samples", "loss"}):
         raise ValueError("not a line that a run writes")
+    for name, value in line.items():
+        if name in COUNTS and not (type(value) is int and 0 <= value < 2**63):
+            raise ValueError(f"{name} is not a count")
+        if name in MEASURES and not (value is None or (type(value) in (int, float) and abs(value) <= LARGEST)):
+            raise ValueError(f"{name} is not a number")
+    if line["epoch"] is None or line["loss"] is None:
+        raise ValueError("without epoch or loss")
     return cast(Line, line)
 
 

@@ -111,11 +111,12 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
 
 def with_recorded_threads(start: StartingPoint) -> TrainConfig:
     """Return the configuration with as many threads as the run had: sums over other shares round differently."""
-    before = start.recorded["starts"][-1] if start.recorded else Start()
+    before = (start.recorded["starts"] or [Start()])[-1] if start.recorded else Start()
     same_share = start.config.exact_shards or before.get("world_size") == world_size()
-    if start.config.threads or not before or not same_share:
+    threads = before.get("threads_per_process")
+    if start.config.threads or not isinstance(threads, int) or not same_share:
         return start.config
-    return replace(start.config, threads=before["threads_per_process"])
+    return replace(start.config, threads=threads)
 
 
 def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
@@ -155,9 +156,10 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
 
 def check_same_data(start: StartingPoint, dataset: Dataset) -> None:
     recorded = (start.recorded or {})["dataset"]
-    if recorded["fingerprint"] != dataset.fingerprint:
+    fingerprint = str(recorded.get("fingerprint"))
+    if fingerprint != dataset.fingerprint:
         raise UserError(
-            f"the run in {start.path} was trained on {recorded['name']} with fingerprint {recorded['fingerprint'][:12]}, "
+            f"the run in {start.path} was trained on {recorded.get('name')} with fingerprint {fingerprint[:12]}, "
             f"but {dataset.name} now has {dataset.fingerprint[:12]}; restore the data, or use another --output-dir"
         )
 
@@ -240,11 +242,14 @@ def size_of(trainer: Trainer) -> Summary:
 
 def show_finished(console: Console, path: Path, summary: Summary) -> None:
     """Show the result of a run that has nothing left to do."""
-    if test := summary["test"]:
-        title = f"test on {summary['dataset']}, weights of step {summary['best_step']}"
-        result = EvalResult.from_record(test)
-        console.result_table(tuple(test["per_class_accuracy"]), result.confusion, result.second, title)
+    if test := summary.get("test"):
+        title = f"test on {summary.get('dataset')}, weights of step {summary.get('best_step')}"
+        try:
+            result = EvalResult.from_record(test)
+            console.result_table(tuple(test["per_class_accuracy"]), result.confusion, result.second, title)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RunFolder(path).damaged(SUMMARY_FILE, f"its test: {error}") from None
     else:
         console.warn(f"it was not tested; accelerate launch eval.py --checkpoint {path} does")
-    console.synthetic_note(summary["synthetic"])
+    console.synthetic_note(bool(summary.get("synthetic")))
     console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

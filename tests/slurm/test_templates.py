@@ -121,7 +121,9 @@ def leave(folder: Path, status: str, step: int = 50, from_step: int = 0, signal:
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"status": status, "step": step, "total_steps": 90}
     (folder / "summary.json").write_text(json.dumps(summary | ({"signal": signal} if status == "interrupted" else {})))
-    (folder / "config.json").write_text(json.dumps({"starts": [{"from_step": 0}, {"from_step": from_step}]}))
+    (folder / "config.json").write_text(
+        json.dumps({"config": {}, "dataset": {}, "starts": [{"from_step": 0}, {"from_step": from_step}]})
+    )
 
 
 @pytest.mark.parametrize(

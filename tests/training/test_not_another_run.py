@@ -12,6 +12,7 @@ from helpers.runs import stop_after, untimed
 
 from cifar_dist.cli import evaluate
 from cifar_dist.record import checkpoint
+from cifar_dist.record.reader import read_run
 from cifar_dist.training import run as run_module
 
 OPTIONS = ("--lr", "0.05", "--epochs", "6", "--seed", "1")
@@ -233,3 +234,72 @@ def test_one_wrong_bit_in_a_weights_file_ends_its_evaluation(train, tmp_path, da
     assert evaluate.main(["--checkpoint", str(path), "--data-dir", str(data_dir)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {path} is damaged")
+
+
+def put(file: str, *where, value):
+    """Return what puts a value at a place of a JSON file, or of its first line."""
+
+    def damage(folder: Path) -> None:
+        text = (folder / file).read_text()
+        first, _, rest = text.partition("\n") if file.endswith("l") else (text, "", "")
+        content = json.loads(first)
+        inner = content
+        for key in where[:-1]:
+            inner = inner[key]
+        inner[where[-1]] = value
+        (folder / file).write_text(json.dumps(content) + "\n" + rest)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (put("config.json", "config", "model", value=None), "--model None"),
+        (put("config.json", "config", "batch_size", value="x"), "--batch-size 'x'"),
+        (put("config.json", "config", "optimizer", value=1e308), "--optimizer 1e+308"),
+        (put("config.json", "config", "augment", value=[{}]), "--augment"),
+        (put("config.json", "config", value=[]), "it has no config"),
+        (put("config.json", "starts", 0, value=-1), "starts are not"),
+        (put("config.json", "dataset", "fingerprint", value={}), "with fingerprint"),
+        (put("metrics.jsonl", "step", value="x"), "step is not a count"),
+        (put("metrics.jsonl", "loss", value=1e308), "loss is not a number"),
+        (put("metrics.jsonl", "accuracy", value={}), "accuracy is not a number"),
+    ],
+)
+def test_what_no_version_wrote_is_one_line_and_status_2(train, monkeypatch, capsys, damage, named):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        run = train()
+    damage(run.folder)
+    capsys.readouterr()
+    assert train().status == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        put("summary.json", "test", value=-1),
+        put("summary.json", "test", "confusion_matrix", value=[]),
+        put("summary.json", "test", "second_guess_correct", value=True),
+    ],
+)
+def test_a_damaged_result_of_a_finished_run_is_one_line_and_status_2(train, capsys, damage):
+    damage(train().folder)
+    capsys.readouterr()
+    assert train().status == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "summary.json is damaged (its test: " in line
+
+
+def test_a_pipe_in_place_of_a_file_holds_nobody_up(train, capsys):
+    run = train()
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        (run.folder / name).unlink()
+        os.mkfifo(run.folder / name)
+    assert read_run(run.folder).status == "broken"
+    capsys.readouterr()
+    assert train().status == 2
+    assert "is not a regular file" in capsys.readouterr().err
