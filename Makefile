@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-gpu lint type setup setup-dev clean
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow test-gpu lint type setup setup-dev clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
 train: setup ## train a small ResNet, for ten minutes at most on two CPU cores
-	$(BIN)/accelerate launch train.py --model resnet --data auto --epochs 3 --output-dir runs/first
+	$(BIN)/python train.py --model resnet --data auto --epochs 3 --output-dir runs/first
 
 test: setup-dev ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -16,13 +20,13 @@ test-slow: setup-dev ## the tests with several real processes
 test-gpu: setup-dev ## the tests that need a GPU, ten minutes at most; again for what is left
 	$(BIN)/python benchmarks/gpu.py correctness
 
-lint: setup-dev
+lint: setup-dev ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-type: setup-dev
+type: setup-dev ## mypy
 	$(BIN)/mypy
 
-setup: .venv/installed
+setup: .venv/installed ## the environment .venv, with what requirements.txt names
 setup-dev: .venv/installed-dev
 
 .venv/installed: requirements.txt

@@ -6,7 +6,10 @@ from importlib import import_module
 
 from cifar_dist.cli import COMMANDS
 from cifar_dist.errors import lookup
-from cifar_dist.exits import FINISHED, guarded
+from cifar_dist.installed import needed
+
+with needed():
+    from cifar_dist.exits import FINISHED, guarded
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,9 @@ from cifar_dist.randomness import Purpose
 from cifar_dist.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^    (accelerate launch .*)$", README, re.MULTILINE)]
+COMMANDS = [
+    line.split("#")[0].split() for line in re.findall(r"^    (python (?:train|eval)\.py .*)$", README, re.MULTILINE)
+]
 
 
 def test_the_first_screen_has_the_two_commands_that_do_everything():
@@ -30,7 +32,7 @@ def test_the_first_screen_has_the_two_commands_that_do_everything():
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("train", "accelerate launch train.py --model resnet --data auto"),
+        ("train", "python train.py --model resnet --data auto"),
         ("test", 'python -m pytest -m "not slow"'),
         ("test-slow", "python -m pytest -m slow"),
         ("test-gpu", "python benchmarks/gpu.py correctness"),
@@ -41,6 +43,37 @@ def test_the_first_screen_has_the_two_commands_that_do_everything():
 def test_the_makefile_has_what_the_readme_and_contributing_name(target, expected):
     plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert expected in plan
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("words", [[], ["help"]])
+def test_make_alone_says_what_there_is(words):
+    shown = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split()[1].rstrip(":") for line in shown.splitlines()] == targets
+    assert len(targets) == 9
+
+
+@pytest.mark.parametrize("script", [["train.py", "--model", "lenet"], ["eval.py"], ["-m", "cifar_dist", "models"]])
+def test_outside_the_environment_a_line_says_how_to_get_in(script):
+    bare = [sys.executable, "-I", "-S", "-c", RUN_BARE, *script]
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: (torch|psutil|\w+) is not installed in .*; activate the environment .* or make it: make setup", line
+    )
+
+
+RUN_BARE = """if True:
+    import runpy, sys
+    sys.path.insert(0, "")
+    sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-m":
+        runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("name", [*MODELS, *RECIPES, *AUGMENTATIONS])
@@ -123,6 +156,6 @@ def test_every_command_runs(folders, data_dir, tmp_path):
 
 
 def launch(words: list[str], *options: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words[2:], *options]
+    command = [sys.executable, *words[1:], *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr

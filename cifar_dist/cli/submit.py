@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if not there:
         raise UserError(
             "there is no sbatch on this machine; submit on a login node of the cluster (--dry-run shows the command here too), "
-            "or train here with accelerate launch train.py"
+            "or train here with python train.py"
         )
     for note in plan.notes:
         console.warn(note)

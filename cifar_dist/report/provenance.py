@@ -10,6 +10,7 @@ from cifar_dist.options import to_words
 from cifar_dist.recipes import PUBLISHED, RECIPES
 from cifar_dist.record.checkpoint import saved_steps
 from cifar_dist.record.folder import CHECKPOINTS
+from cifar_dist.record.lines import Start
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.text import option_text
 
@@ -28,12 +29,12 @@ class Option(NamedTuple):
 def advice(record: RunRecord) -> tuple[str, str]:
     """Return what a reader should know of the run's state, and the command that helps; each empty where there is nothing."""
     where = shlex.quote(str(record.path))
-    resume = f"accelerate launch train.py --resume {where}"
+    resume = f"{shlex.join(launcher(record))} train.py --resume {where}"
     saved = bool(saved_steps(record.path / CHECKPOINTS))
     on = ("To go on from its last checkpoint:", resume) if saved else ("Nothing was saved: it has to start over.", "")
     match record.status:
         case "finished":
-            test = f"accelerate launch eval.py --checkpoint {where}"
+            test = f"python eval.py --checkpoint {where}"
             return ("", "") if record.summary.get("test") else ("It was not tested. To do so:", test)
         case "running":
             return (
@@ -49,6 +50,16 @@ def advice(record: RunRecord) -> tuple[str, str]:
             return f"It ended without a word: it was killed, or its machine went down. {on[0]}", on[1]
         case "broken":
             return f"Something in the run folder can't be read ({record.problem}); this page shows the rest.", ""
+
+
+def launcher(record: RunRecord) -> list[str]:
+    """Return the words that start as many processes as the run had in the end; one process needs no launcher."""
+    start = record.starts[-1] if record.starts else Start()
+    processes = start.get("world_size", 1)
+    if processes == 1:
+        return ["python"]
+    config = f"launch/multi_{'cpu' if str(start.get('device')).startswith('cpu') else 'gpu'}.yaml"
+    return ["accelerate", "launch", "--config_file", config, "--num_processes", str(processes)]
 
 
 def published_accuracy(record: RunRecord) -> float | None:
@@ -87,13 +98,10 @@ def commands(record: RunRecord) -> list[str]:
     commit = (start.get("git_commit") or "").rstrip("+")
     checkout = [f"git checkout {commit}"] if commit else []
     if not own:
-        return [*checkout, f"accelerate launch {record.starts[0]['command']}"]
-    on_cpu, processes = start["device"].startswith("cpu"), start["world_size"]
-    launcher = f"launch/{'multi_' * (processes > 1)}{'cpu' if on_cpu else 'gpu'}.yaml"
-    launch = ["accelerate", "launch", "--config_file", launcher]
-    launch += ["--num_processes", str(processes)] if processes > 1 else []
+        return [*checkout, f"{shlex.join(launcher(record))} {record.starts[0]['command']}"]
+    on_cpu = start["device"].startswith("cpu")
     named = {name: record.config.get(name, own[name]) for name in ("model", "recipe")}
     others = {n: v for n, v in record.config.items() if n in own and n not in NOT_REPEATED and v != own[n]}
     threads = {"threads": start["threads_per_process"]} if on_cpu else {}  # sums over other shares round differently
     options = [shlex.join(to_words({name: value})) for name, value in (named | others | threads).items()]
-    return [*checkout, " \\\n    ".join([shlex.join([*launch, "train.py"]), *options])]
+    return [*checkout, " \\\n    ".join([shlex.join([*launcher(record), "train.py"]), *options])]

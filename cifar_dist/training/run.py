@@ -250,6 +250,6 @@ def show_finished(console: Console, path: Path, summary: Summary) -> None:
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise RunFolder(path).damaged(SUMMARY_FILE, f"its test: {error}") from None
     else:
-        console.warn(f"it was not tested; accelerate launch eval.py --checkpoint {path} does")
+        console.warn(f"it was not tested; python eval.py --checkpoint {path} does")
     console.synthetic_note(bool(summary.get("synthetic")))
     console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")

@@ -242,7 +242,7 @@ def test_without_sbatch_it_says_what_to_do(capsys):
     assert submit() == 2
     assert capsys.readouterr().err == (
         "error: there is no sbatch on this machine; submit on a login node of the cluster (--dry-run shows the command here too), "
-        "or train here with accelerate launch train.py\n"
+        "or train here with python train.py\n"
     )
 
 

@@ -98,7 +98,7 @@ def test_hostile_names_are_text(tmp_path):
     [
         (
             {"status": "finished", "best_step": 10, "test": None},
-            "It was not tested. To do so: accelerate launch eval.py",
+            "It was not tested. To do so: python eval.py",
         ),
         ({"status": "interrupted", "step": 12, "signal": "SIGTERM"}, "Interrupted by SIGTERM after step 12"),
         ({"status": "failed", "error": "OSError: disk full"}, "It failed: OSError: disk full. Nothing was saved"),
