@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.record.lines import EvalLine, TrainLine
-from cifar_dist.text import clock, option_text, percent
+from cifar_dist.text import clock, length, option_text, percent
 
 if TYPE_CHECKING:  # commands that load no data need no torch
     from torch import Tensor
@@ -100,9 +100,7 @@ class Console:
             scope = "" if plan.synchronised else ", and batch norm, where there is any, sees other batches"
             note = f"on another number of processes sums round differently{scope}"
             self.say(f"             {note}; with --exact-shards {plan.world_size} every bit is the same", "dim")
-        self.say(
-            f"length       {plan.total_steps:,} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs of {plan.steps_per_epoch:,}"
-        )
+        self.say(f"length       {length(plan.total_steps, plan.steps_per_epoch)}")
 
     def synthetic_note(self, synthetic: bool) -> None:
         if synthetic:

@@ -15,6 +15,40 @@ from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint")  # options that may begin with a ~
 
 
+ELSEWHERE = {  # what other trainers call it: our option, or what there is in its place
+    name: ours
+    for names, ours in {
+        "arch a net network": "--model",
+        "b bs batch train-batch-size": "--batch-size",
+        "learning-rate base-lr": "--lr",
+        "wd": "--weight-decay",
+        "num-epochs n-epochs max-epochs": "--epochs",
+        "max-steps": "--steps",
+        "opt optim": "--optimizer",
+        "sched scheduler lr-scheduler": "--schedule",
+        "warmup-epochs warmup-steps warmup-ratio": "--warmup",
+        "smoothing": "--label-smoothing",
+        "clip-grad grad-clip clip": "--max-grad-norm",
+        "ema model-ema": "--ema-decay",
+        "dropout drop": "--model-options dropout=0.2",
+        "dataset data-path root": "--data",
+        "val-split": "--val-fraction",
+        "accumulate grad-accum-steps gradient-accumulation-steps accum-iter": "--micro-batch-size",
+        "amp fp16 bf16 precision": "--mixed-precision bf16",
+        "cpu no-cuda": "--device cpu",
+        "out output save-dir log-dir logdir": "--output-dir",
+        "ckpt load pretrained": "--resume",
+        "print-freq log-interval": "--log-every",
+        "sync-bn": "--batch-norm sync",
+        "gpus num-gpus ngpus nproc num-processes": "accelerate launch --num_processes N train.py starts several processes",
+        "workers num-workers j": "There are none: images are decoded once and each batch is made where it is used",
+        "evaluate": "eval.py --checkpoint RUN does that",
+        "wandb-project": "WANDB_PROJECT in the environment does that",
+    }.items()
+    for name in names.split()
+}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser that raises `UserError` where argparse would print its usage and exit. Words and options come in any order."""
 
@@ -40,9 +74,8 @@ class OneLineParser(argparse.ArgumentParser):
         known, rest = self.parse_known_intermixed_args(argv)
         if rest and rest[0].startswith("-"):
             flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            raise UserError(
-                f"unknown option {rest[0].split('=')[0]!r}.{did_you_mean(rest[0], flags)} --help lists them all"
-            )
+            name = rest[0].split("=")[0]
+            raise UserError(f"unknown option {name!r}.{_meant(name, flags)} --help lists them all")
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
         given = vars(known)
@@ -55,6 +88,16 @@ class OneLineParser(argparse.ArgumentParser):
             name: str(Path(v).expanduser()) if name in PATHS and str(v).startswith("~") else v
             for name, v in given.items()
         }
+
+
+def _meant(name: str, flags: Sequence[str]) -> str:
+    """Return the question whether an option of another trainer, or the nearest one of `flags`, was meant; empty without any."""
+    ours = ELSEWHERE.get(name.lstrip("-"), "")
+    if ours.startswith("--") and ours.split()[0] in flags:
+        return f" Did you mean {ours!r}?"
+    if ours and "--batch-size" in flags:  # a command that trains
+        return f" {ours}." if not ours.startswith("--") else ""
+    return did_you_mean(name, flags)
 
 
 def _dashes(word: str) -> str:

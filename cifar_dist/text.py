@@ -43,6 +43,12 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{plural}"
 
 
+def length(steps: int, steps_per_epoch: int) -> str:
+    """1500, 500 -> 1,500 steps, 3 epochs of 500."""
+    epochs = steps / steps_per_epoch
+    return f"{steps:,} step{'s' * (steps != 1)}, {epochs:g} epoch{'s' * (epochs != 1)} of {steps_per_epoch:,}"
+
+
 def listed(names: Iterable[str]) -> str:
     """Return the names with commas, the first few of many."""
     names = list(names)

@@ -72,6 +72,11 @@ def test_values_of_every_kind_are_read():
     [
         ("--model resnet81", r"unknown model 'resnet81'. Did you mean 'resnet"),
         ("--recipe he2015", "unknown recipe 'he2015'. Did you mean 'he2016'"),
+        ("--bs 3", "unknown option '--bs'. Did you mean '--batch-size'?"),
+        ("--learning_rate=0.1", "Did you mean '--lr'?"),
+        ("--dropout 0.1", "Did you mean '--model-options dropout=0.2'?"),
+        ("--gpus 2", "accelerate launch --num_processes N train.py starts several processes. --help"),
+        ("--num_workers 4", "There are none: images are decoded once"),
         ("--batchsize 3", "unknown option '--batchsize'. Did you mean '--batch-size'"),
         ("--batch-size many", "--batch-size must be a whole number, got 'many'"),
         ("--batch-size 1.5", "--batch-size must be a whole number, got '1.5'"),

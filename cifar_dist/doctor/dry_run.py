@@ -23,7 +23,7 @@ from cifar_dist.optim.schedule import Schedule
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.runtime.collectives import on_all, on_main
-from cifar_dist.text import clock, count, duration, size
+from cifar_dist.text import clock, count, duration, length, size
 from cifar_dist.training.build import Trainer, build
 from cifar_dist.training.evaluation import EVAL_BLOCK, evaluating
 from cifar_dist.training.pace import slow_ranks
@@ -197,8 +197,7 @@ def judge(answers: Sequence[Answer]) -> list[Line]:
     lines = [ok("data", facts["data"] + ", SYNTHETIC: not CIFAR-10" * facts["synthetic"])]
     lines.append(ok("model", f"{facts['parameters']:,} parameters"))
     lines.append(ok("global batch", facts["batch"]))
-    epochs = facts["steps"] / facts["steps_per_epoch"]
-    lines.append(ok("length", f"{facts['steps']:,} steps, {epochs:g} epochs of {facts['steps_per_epoch']:,}"))
+    lines.append(ok("length", length(facts["steps"], facts["steps_per_epoch"])))
     return [*lines, memory_line(answers), *pace_lines(answers), time_line(answers), ok("folder", facts["destination"])]
 
 

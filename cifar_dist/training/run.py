@@ -20,6 +20,7 @@ from cifar_dist.record.environment import changes, environment
 from cifar_dist.record.folder import CHANGES_FILE, CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
+from cifar_dist.text import count
 from cifar_dist.tracking.link import resolve_mode
 from cifar_dist.training.build import Trainer, build, fit_to_images
 from cifar_dist.training.compute import macs_per_sample
@@ -100,7 +101,7 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
     run = Run(trainer, RunFolder(start.path), console, signals)
     here = on_main(lambda: environment(trainer.device, trainer.plan.world_size))
     console.configuration(trainer.config, set(given))
-    where = f"{here['device']}, {here['threads_per_process']} threads a process"
+    where = f"{here['device']}, {count(here['threads_per_process'], 'thread')} a process"
     here["num_parameters"] = sum(p.numel() for p in trainer.state.model.parameters())
     console.plan(trainer.plan, trainer.dataset, trainer.splits, where, here["num_parameters"])
     console.synthetic_note(trainer.dataset.synthetic)
