@@ -1,14 +1,17 @@
 """Signals, time limits and broken losses: what one rank notices, all ranks act on at the same step."""
 
 import math
+import os
 import signal
+import sys
 import time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cifar_dist.runtime.collectives import max_across_ranks
+from cifar_dist.runtime.collectives import is_speaker, max_across_ranks
+from cifar_dist.runtime.launch import one_machine, under_launcher
 
 VOTE_EVERY_S = 0.5  # about how long a signal waits for the next vote, at any speed of training
 
@@ -21,12 +24,21 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        # Where there are several, the others notice, and may go on without this machine.
+        self.launcher = os.getppid() if under_launcher() and one_machine() else None
         # How often Ctrl-C or SIGTERM came. The others are repeated by slurm/job.sh, for processes that are still starting.
         self.hurried = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
             signal.signal(signal.SIGHUP, self._note)
+
+    def notice_lost_launcher(self) -> None:
+        """Stop where the launcher was killed: it can't end its processes any more, and nobody else knows of them."""
+        if self.launcher and os.getppid() != self.launcher and not self.received:
+            self.received = signal.SIGTERM
+            if is_speaker():
+                print("the launcher is gone, so the run saves a checkpoint and stops", file=sys.stderr, flush=True)
 
     def defer_interrupt(self) -> None:
         """From now on Ctrl-C asks for a stop like the others."""
@@ -60,6 +72,7 @@ class Ballot:
     def vote(self, step: int, loss_sum: Tensor) -> Decision:
         """Agree after `step` steps; `loss_sum` () is any float64 that holds a nan once a loss did. One all-reduce and sync."""
         now = time.monotonic()
+        self.signals.notice_lost_launcher()
         number = int(self.signals.received or 0)
         step_s = (now - self.last_vote) / max(1, step - self.last_step)
         checkpoint = now - self.last_checkpoint >= self.checkpoint_every_s

@@ -121,3 +121,20 @@ def test_without_an_output_dir_a_restart_goes_on_in_the_folder_of_the_launch(opt
     (run,) = (tmp_path / "runs").iterdir()
     assert starts(run)[1][0] > 0
     assert (run / "model.safetensors").read_bytes() == whole.weights()
+
+
+def test_processes_whose_launcher_was_killed_save_and_stop(options, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = agent(folder, options, "--standalone", "--nproc_per_node=2")
+    wait_for(lambda: (folder / "metrics.jsonl").exists())
+    ranks = workers(process)
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks))
+    summary = Result(0, folder).json("summary.json")
+    assert (summary["status"], summary["signal"]) == ("interrupted", "SIGTERM")
+    (log,) = tmp_path.glob("run-*.log")
+    assert log.read_text().count("the launcher is gone, so the run saves a checkpoint and stops") == 1
+    torchrun(1, ["train.py", *options, "--output-dir", str(folder)])
+    assert Result(0, folder).weights() == whole.weights()
