@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -199,6 +200,11 @@ def test_a_single_process_may_say_so(train, monkeypatch):
     assert train("--steps", "1").status == 0
 
 
+def listen_to_ctrl_c() -> None:
+    """Undo what a shell does to commands in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_for_others_says_so_and_ends_on_a_signal(folders, data_dir, tmp_path, number):
@@ -206,12 +212,17 @@ def test_a_process_that_waits_for_others_says_so_and_ends_on_a_signal(folders, d
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
     where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "run")]
     command = [sys.executable, "train.py", "--model", "lenet", "--steps", "1", *where]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
+    ) as process:
+        limit = Timer(100, process.kill)
+        limit.start()
         assert process.stderr
         assert process.stderr.readline() == "still waiting for 1 other process of this run at 127.0.0.1:29871\n"
         process.send_signal(number)
         assert process.stderr.read() == f"ended by {number.name} while waiting\n"
         assert process.wait(10) == 128 + number
+        limit.cancel()
 
 
 SLOWED = """
