@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
+from cifar_dist.text import size
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
 
 
@@ -66,8 +68,19 @@ def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@contextmanager
+def writing(path: Path, num_bytes: int) -> Iterator[None]:
+    """Let an error of what is written inside name the file and how much it was: a full disk's own says neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}, writing {size(num_bytes)}", str(path)) from None
+
+
 def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with writing(path, len(data)), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from cifar_dist.errors import UserError
-from cifar_dist.files import parse_json, read_file, read_json, stand_in, write_atomically, write_json
+from cifar_dist.files import parse_json, read_file, read_json, stand_in, write_atomically, write_json, writing
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
@@ -88,8 +88,9 @@ class RunFolder:
 
     def append_metrics(self, line: Line) -> None:
         """Add one line to metrics.jsonl. A crash may tear it; `truncate_metrics` removes torn lines on resume."""
-        with (self.path / METRICS_FILE).open("ab") as file:
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        text = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with writing(self.path / METRICS_FILE, len(text)), (self.path / METRICS_FILE).open("ab") as file:
+            file.write(text)
 
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to disk. Called before a checkpoint, so that its lines outlive whatever it outlives."""

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from cifar_dist.errors import UserError
+from cifar_dist.files import write_synced
 from cifar_dist.record.folder import RunFolder, in_use
 from cifar_dist.training.resume import lock
 
@@ -51,3 +53,12 @@ def test_a_folder_is_in_use_while_its_lock_is_held_and_looking_takes_nothing_awa
     held.release()
     assert not in_use(tmp_path)
     lock(tmp_path).release()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_names_the_file_and_how_much_it_was(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device, writing 0\.1 kB: '.*/metrics.jsonl'"):
+        RunFolder(tmp_path).append_metrics(line(1))
+    with pytest.raises(OSError, match=r"No space left on device, writing 1\.5 MB: '/dev/full'"):
+        write_synced(Path("/dev/full"), bytes(1_500_000))
