@@ -9,10 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+import torch
+
 from cifar_dist.errors import DivergedError, UserError
 from cifar_dist.record.checkpoint import BrokenCheckpointError
 from cifar_dist.runtime import collectives, launch
 
+OUT_OF_MEMORY = "out of memory"
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 PATIENCE_S = 60.0  # with a process that speaks for the others, and may still be importing torch
 
@@ -25,12 +28,15 @@ def guarded(
     `told_to_end` says whether SIGTERM came, for a command that lives through it.
     """
     status, line = _outcome(command, after_a_failure)
+    patience_s = (
+        3.0 if OUT_OF_MEMORY in line else PATIENCE_S
+    )  # a process is alone with that, and keeps the others waiting
     speaks, hears = collectives.is_speaker(), collectives.hears_speaker()
     if line and speaks:
         print(line, file=sys.stderr, flush=True)
     with suppress(Exception):  # after a failure the group may be broken, and leaving matters more
         collectives.stop()
-    if line and not speaks and hears and _outlasted(told_to_end):
+    if line and not speaks and hears and _outlasted(told_to_end, patience_s):
         print(line, file=sys.stderr, flush=True)
     return status
 
@@ -47,13 +53,23 @@ def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str
         status, message = FAILED, f"failed: {error}" + f"; {after_a_failure}" * bool(after_a_failure)
     except KeyboardInterrupt:
         status, message = FAILED, "interrupted before there was anything to save"
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            return (
+                FAILED,
+                f"failed: {OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]}); a smaller --micro-batch-size needs less",
+            )
         sys.stderr.write(f"[rank {launch.env_int('RANK', 0)}] {traceback.format_exc()}")
         return FAILED, ""
     return status, " ".join(message.split())
 
 
-def _outlasted(told_to_end: Callable[[], Any]) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the system had no memory left, for which torch has several exceptions."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _outlasted(told_to_end: Callable[[], Any], patience_s: float) -> bool:
     """Wait to be ended, and return whether nobody did.
 
     A launcher ends all processes as soon as one has left, so that those who are silent leave last. If the one who speaks is
@@ -61,7 +77,7 @@ def _outlasted(told_to_end: Callable[[], Any]) -> bool:
     """
     if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # as slurm/node.sh has it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     with suppress(KeyboardInterrupt):
         while not told_to_end():
             if time.monotonic() > end:

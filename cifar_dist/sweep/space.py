@@ -19,6 +19,7 @@ from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.record.repeats import Point
 
 VARIABLE = re.compile(r"\$\{envvar:(\w+)\}")
+MOST_POINTS = 100_000  # of a sweep; nobody trains as often, and what lists them takes its time
 USUAL_METRIC = METRICS["val/accuracy"]
 
 
@@ -135,6 +136,9 @@ def list_runs(sweep: Sweep, fixed: Point, count: int | None = None, seed: int = 
     if "folds" in fixed and "fold" not in fixed:
         parameters.pop("fold", None)  # the file lists those of another number of folds
     count = count or sweep.run_cap
+    size = math.prod(len(parameter.values) for parameter in parameters.values()) if sweep.method == "grid" else count
+    if (number := min(size or 0, count or size or 0)) > MOST_POINTS:
+        raise UserError(f"{number:,} points to try are more than {MOST_POINTS:,}; give fewer values, or --count 100")
     if sweep.method == "grid":
         points = grid(parameters)[:count]
     elif count:

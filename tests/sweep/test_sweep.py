@@ -823,3 +823,18 @@ def test_a_signal_reaches_the_processes_behind_a_launcher(write, small, tmp_path
     sweep.send_signal(signal.SIGUSR1)  # which a launcher itself does not pass on
     assert sweep.wait(120) == INTERRUPTED
     assert Run(0, tmp_path / "runs/try/0000").json("summary.json")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{method: random, run_cap: 100000000, parameters: {lr: {min: 0.1, max: 1.0}}}",
+        f"{{method: grid, parameters: {{seed: {{values: {list(range(3000))}}}, split_seed: {{values: {list(range(3000))}}}}}}}",
+    ],
+)
+def test_a_sweep_that_nobody_can_train_is_refused_at_once(text):
+    with pytest.raises(
+        UserError, match=r"00,000 points to try are more than 100,000; give fewer values, or --count 100"
+    ):
+        list_runs(read_sweep(text, "x"), {})
+    assert len(list_runs(read_sweep(text, "x"), {}, count=3)) == 3
