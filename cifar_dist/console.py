@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.record.lines import EvalLine, TrainLine
-from cifar_dist.text import clock, length, option_text, percent
+from cifar_dist.text import clock, fitting, length, option_text, percent
 
 if TYPE_CHECKING:  # commands that load no data need no torch
     from torch import Tensor
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # commands that load no data need no torch
     from cifar_dist.inputs.plan import BatchPlan
 
 REFRESH_S = 0.25
+SHORTEST_BAR = 10  # columns
 
 
 class Terminal(RichConsole):
@@ -61,6 +62,7 @@ class Console:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._shown = 0.0
+        self._line: TrainLine | None = None  # the last one
 
     def say(self, text: str, style: str | None = None) -> None:
         self.rich.print(escape(text), style=style)
@@ -108,29 +110,51 @@ class Console:
                 "*** SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number of this run says anything about CIFAR-10. ***"
             )
 
-    def start_progress(self, total_steps: int, step: int) -> None:
+    def start_progress(self, plan: "BatchPlan", step: int) -> None:
         if self.live:
-            columns = ("{task.description}", BarColumn(None), "{task.completed}/{task.total}", "{task.fields[numbers]}")
-            parts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
-            self._progress = Progress(*parts, console=self.rich, expand=True, refresh_per_second=4)
-            self._task = self._progress.add_task("train", total=total_steps, completed=step, numbers="")
+            texts = [TextColumn("{task.fields[epoch]}"), TextColumn("{task.fields[numbers]}")]
+            self._progress = Progress(texts[0], BarColumn(None), texts[1], console=self.rich, expand=True)
+            self._plan, self._begun, self._line = plan, (time.monotonic(), step), None
+            self._task = self._progress.add_task("train", total=plan.total_steps, completed=step, epoch="", numbers="")
             self._progress.start()
 
     def advance(self, step: int) -> None:
         """Move the bar, at most every `REFRESH_S` seconds."""
         if self._progress and (now := time.monotonic()) - self._shown >= REFRESH_S:
             self._shown = now
-            self._progress.update(self._task, completed=step)
+            self._show(step)
+
+    def _show(self, step: int) -> None:
+        """Draw the bar with as many numbers as there is room for; until there is a line, with the speed since the start."""
+        plan, (begun, first), line = self._plan, self._begun, self._line
+        samples = plan.samples_before(step)
+        speed = line["images_per_second"] if line else 0.0
+        if not line and step > first:
+            speed = (samples - plan.samples_before(first)) / (time.monotonic() - begun)
+        numbers = [f"{step}/{plan.total_steps}"]
+        if speed:
+            numbers = [
+                f"left {clock((plan.samples_before(plan.total_steps) - samples) / speed)}",
+                f"{speed:,.0f} images/s",
+                *numbers,
+            ]
+        if line:
+            numbers += [f"accuracy {percent(line['accuracy'])}", f"loss {line['loss']:.4f}", f"lr {line['lr']:.4g}"]
+        epoch = f"epoch {min(step // plan.steps_per_epoch + 1, plan.epochs)}/{plan.epochs}"
+        shown = fitting(numbers, self.rich.width - len(epoch) - SHORTEST_BAR - 2)
+        assert self._progress
+        self._progress.update(self._task, completed=step, epoch=epoch, numbers=shown)
 
     def train_line(self, line: TrainLine, total_steps: int, left_s: float) -> None:
-        numbers = (
-            f"loss {line['loss']:.4f}  accuracy {percent(line['accuracy']):>7}  lr {line['lr']:.4g}  "
+        if self._progress:
+            self._line = line
+            self._show(line["step"])
+            return
+        self.say(
+            f"step {line['step']:>6}/{total_steps}  epoch {line['epoch']:6.2f}  loss {line['loss']:.4f}  "
+            f"accuracy {percent(line['accuracy']):>7}  lr {line['lr']:.4g}  "
             f"{line['images_per_second']:,.0f} images/s  left {clock(left_s)}"
         )
-        if self._progress:
-            self._progress.update(self._task, completed=line["step"], numbers=numbers)
-        else:
-            self.say(f"step {line['step']:>6}/{total_steps}  epoch {line['epoch']:6.2f}  {numbers}")
 
     def val_line(self, line: EvalLine, best: bool, gap: float | None) -> None:
         """`gap` is the accuracy in training since the validation before, minus this one's."""

@@ -49,6 +49,17 @@ def length(steps: int, steps_per_epoch: int) -> str:
     return f"{steps:,} step{'s' * (steps != 1)}, {epochs:g} epoch{'s' * (epochs != 1)} of {steps_per_epoch:,}"
 
 
+def fitting(parts: Iterable[str], width: int) -> str:
+    """Return the first parts, the most important ones, as far as they fit into so many columns wholly."""
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if len(longer) > width:
+            break
+        line = longer
+    return line
+
+
 def listed(names: Iterable[str]) -> str:
     """Return the names with commas, the first few of many."""
     names = list(names)

@@ -20,6 +20,7 @@ from cifar_dist.record.environment import changes, environment
 from cifar_dist.record.folder import CHANGES_FILE, CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
+from cifar_dist.runtime.launch import under_launcher
 from cifar_dist.text import count
 from cifar_dist.tracking.link import resolve_mode
 from cifar_dist.training.build import Trainer, build, fit_to_images
@@ -68,14 +69,14 @@ def train_and_test(
     views = Views(run, mode) if run.trainer.rank == 0 else None
     try:
         signals.defer_interrupt()
-        console.start_progress(run.trainer.plan.total_steps, run.trainer.state.progress.step)
+        console.start_progress(run.trainer.plan, run.trainer.state.progress.step)
         stopped = train(run, views.refresh if views else None)
         console.stop_progress()
         if stopped:
             summarise(run, status="interrupted", signal=stopped.name)
             console.warn(
                 f"interrupted by {stopped.name} after step {run.trainer.state.progress.step}, which is saved; "
-                f"train.py --resume {start.path} goes on from there"
+                f"{'' if under_launcher() else 'python '}train.py --resume {start.path} goes on from there"
             )
         else:
             test(run)

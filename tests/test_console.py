@@ -1,0 +1,55 @@
+"""What a terminal shows while a run trains."""
+
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console as RichConsole
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.console import Console
+from cifar_dist.inputs.plan import BatchPlan
+
+LINE = {"step": 1000, "loss": 1.23456, "accuracy": 0.5678, "lr": 0.04991, "images_per_second": 12345.6}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Return what the progress line says at some step, on a terminal of some width."""
+
+    def show(width: int, *steps: int, line: dict | None = None) -> str:
+        output = StringIO()
+        console = Console(speaks=True)
+        console.rich, console.live = RichConsole(file=output, force_terminal=True, width=width), True
+        monkeypatch.setattr("cifar_dist.console.REFRESH_S", 0.0)
+        console.start_progress(BatchPlan.from_config(TrainConfig(epochs=100, batch_size=128), 45_000, 1), 0)
+        for step in steps:
+            console.advance(step)
+        if line:
+            console.train_line(line, 35_200, 100.0)
+        console.stop_progress()
+        return re.sub(r"\x1b\[[?\d;]*\w", "", output.getvalue()).strip().splitlines()[-1].rpartition("\r")[2]
+
+    return show
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_a_line_has_whole_numbers_the_most_important_first_and_a_bar(shown, width):
+    text = shown(width, 5, line=LINE)
+    assert len(text) <= width and "…" not in text
+    assert text.startswith("epoch 3/100 ") and "left 5:5" in text
+    assert len(re.findall("[━╸╺]", text)) >= 10
+    for least, part in (
+        (60, "12,346 images/s"),
+        (80, "1000/35200"),
+        (80, "accuracy 56.78 %"),
+        (100, "loss 1.2346"),
+        (160, "lr 0.04991"),
+    ):
+        assert (part in text) == (width >= least), (width, part)
+
+
+def test_from_the_first_steps_on_there_is_a_speed_and_the_time_left(shown):
+    text = shown(80, 5)
+    assert text.startswith("epoch 1/100 ") and "5/35200" in text
+    assert re.search(r"left [\d:]+  [\d,]+ images/s", text)
