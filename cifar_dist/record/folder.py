@@ -21,25 +21,15 @@ TRAINING_FILE = "training.pt"  # of a checkpoint
 WEIGHTS_FILE = "model.safetensors"  # of a checkpoint; the best weights are in the run folder too
 CHANGES_FILE = "changes.diff"  # in what the code of the last start differed from its commit, where it did
 CHECKPOINTS, PLOTS = "checkpoints", "plots"  # folders
-BEGUN_FILE = (
-    ".begun"  # in checkpoints/ from the start on: without it the folder is another one, or an empty mount point
-)
+# In checkpoints/ from the start on: without it the folder is another one, or an empty mount point.
+BEGUN_FILE = ".begun"
 LOCK_FILE, PAGE_FILE = ".lock", "report.html"
 LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # of what sends the run to Weights & Biases
 
 
 COUNTS = ("step", "samples")  # of a line of metrics.jsonl
-LARGEST = 1e30  # no loss that float32 can train with comes near, and charts can still count with it
-MEASURES = (
-    "epoch",
-    "loss",
-    "accuracy",
-    "top2_accuracy",
-    "lr",
-    "gradient_norm",
-    "images_per_second",
-    "seconds",
-)  # or null
+LARGEST = 1e39  # no float32 is as large, and charts can still count with it
+MEASURES = "epoch loss accuracy top2_accuracy lr gradient_norm images_per_second seconds".split()  # numbers, or null
 
 
 class RunFolder:

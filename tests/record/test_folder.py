@@ -62,3 +62,10 @@ def test_a_full_disk_names_the_file_and_how_much_it_was(tmp_path):
         RunFolder(tmp_path).append_metrics(line(1))
     with pytest.raises(OSError, match=r"No space left on device, writing 1\.5 MB: '/dev/full'"):
         write_synced(Path("/dev/full"), bytes(1_500_000))
+
+
+def test_any_number_that_training_can_reach_is_read_again(tmp_path):
+    folder = RunFolder(tmp_path)
+    largest = {**line(1), "loss": 3.4e38, "gradient_norm": 3.4e38, "accuracy": None}
+    folder.append_metrics(largest)
+    assert folder.read_metrics() == [largest]
