@@ -44,6 +44,8 @@ def _same_process_again():
         s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     }
     threads = torch.get_num_threads()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background of a shell, and nohup, ignore these two
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
