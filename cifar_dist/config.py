@@ -284,7 +284,7 @@ class TrainConfig:
         hints = get_type_hints(cls)
         for name, value in options.items():
             if not fits(value, hints[name]):
-                raise UserError(f"config.json is damaged: it has {flag(name)} {value!r}")
+                raise UserError(f"config.json is damaged: it has {flag(name)} {value!r}; use another --output-dir")
         return cls(**options)
 
 

@@ -28,9 +28,8 @@ def guarded(
     `told_to_end` says whether SIGTERM came, for a command that lives through it.
     """
     status, line = _outcome(command, after_a_failure)
-    patience_s = (
-        3.0 if OUT_OF_MEMORY in line else PATIENCE_S
-    )  # a process is alone with that, and keeps the others waiting
+    # A process may be alone without memory, and keeps the others waiting.
+    patience_s = 3.0 if OUT_OF_MEMORY in line else PATIENCE_S
     speaks, hears = collectives.is_speaker(), collectives.hears_speaker()
     if line and speaks:
         print(line, file=sys.stderr, flush=True)
@@ -54,13 +53,13 @@ def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str
     except KeyboardInterrupt:
         status, message = FAILED, "interrupted before there was anything to save"
     except Exception as error:
-        if out_of_memory(error):
-            return (
-                FAILED,
-                f"failed: {OUT_OF_MEMORY} ({' '.join(str(error).split())[:200]}); a smaller --micro-batch-size needs less",
-            )
-        sys.stderr.write(f"[rank {launch.env_int('RANK', 0)}] {traceback.format_exc()}")
-        return FAILED, ""
+        if not out_of_memory(error):
+            sys.stderr.write(f"[rank {launch.env_int('RANK', 0)}] {traceback.format_exc()}")
+            return FAILED, ""
+        status, message = (
+            FAILED,
+            f"failed: {OUT_OF_MEMORY} ({str(error)[:200]}); a smaller --micro-batch-size needs less",
+        )
     return status, " ".join(message.split())
 
 

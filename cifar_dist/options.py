@@ -95,8 +95,8 @@ def _meant(name: str, flags: Sequence[str]) -> str:
     ours = ELSEWHERE.get(name.lstrip("-"), "")
     if ours.startswith("--") and ours.split()[0] in flags:
         return f" Did you mean {ours!r}?"
-    if ours and "--batch-size" in flags:  # a command that trains
-        return f" {ours}." if not ours.startswith("--") else ""
+    if ours and not ours.startswith("--") and "--batch-size" in flags:  # a command that trains
+        return f" {ours}."
     return did_you_mean(name, flags)
 
 

@@ -58,10 +58,13 @@ def check_data_name(data: str) -> None:
 
 def choose_data(data_dir: Path) -> tuple[str, str]:
     """Return what `auto` takes, cifar10 or synthetic, and why it isn't cifar10. Downloads; for one rank only."""
-    try:
-        load_dataset("cifar10", data_dir)
-    except UserError as error:
-        return "synthetic", str(error)
+    if not cache_folder(
+        "cifar10", data_dir
+    ).exists():  # one that is there and damaged is no reason to train on another set
+        try:
+            load_dataset("cifar10", data_dir)
+        except UserError as error:
+            return "synthetic", str(error)
     return "cifar10", ""
 
 

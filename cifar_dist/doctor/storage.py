@@ -164,10 +164,11 @@ def judge_disk(answers: Sequence[Answer]) -> list[Line]:
     slow = speed < SLOW_BYTES_PER_S or fsync_s > SLOW_FSYNC_S
     advice = "use a faster file system with --output-dir, or a larger --checkpoint-minutes"
     lines = [warning("disk", text, advice) if slow else ok("disk", text), free_line(free)]
+    stand_in = "nothing to do: a file stands in for one; after a crash on another machine the next start names it, to be removed"
     no_locks = "never start two runs with one --output-dir at a time: nothing would keep them apart here"
     locks = {
         "yes": ok("locks", "a second process is kept out of a run folder"),
-        "none": warning("locks", "this file system has none", no_locks),
+        "none": warning("locks", "this file system has none", stand_in),
         "no": failed("locks", "a lock was given twice", f"{no_locks}; better use another file system"),
     }
     lines.append(locks[facts["locks"]])

@@ -136,8 +136,10 @@ def list_runs(sweep: Sweep, fixed: Point, count: int | None = None, seed: int = 
     if "folds" in fixed and "fold" not in fixed:
         parameters.pop("fold", None)  # the file lists those of another number of folds
     count = count or sweep.run_cap
-    size = math.prod(len(parameter.values) for parameter in parameters.values()) if sweep.method == "grid" else count
-    if (number := min(size or 0, count or size or 0)) > MOST_POINTS:
+    everything = (
+        math.prod(len(parameter.values) for parameter in parameters.values()) if sweep.method == "grid" else count
+    )
+    if everything and (number := min(everything, count or everything)) > MOST_POINTS:
         raise UserError(f"{number:,} points to try are more than {MOST_POINTS:,}; give fewer values, or --count 100")
     if sweep.method == "grid":
         points = grid(parameters)[:count]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cifar_dist.runtime.collectives import is_speaker, max_across_ranks
-from cifar_dist.runtime.launch import one_machine, under_launcher
+from cifar_dist.runtime.launch import one_machine
 
 VOTE_EVERY_S = 0.5  # about how long a signal waits for the next vote, at any speed of training
 
@@ -24,8 +24,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        # Where there are several, the others notice, and may go on without this machine.
-        self.launcher = os.getppid() if under_launcher() and one_machine() else None
+        # Where there are several machines, their launchers notice, and may go on without this one.
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        self.launcher = os.getppid() if elastic and one_machine() else None
         # How often Ctrl-C or SIGTERM came. The others are repeated by slurm/job.sh, for processes that are still starting.
         self.hurried = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

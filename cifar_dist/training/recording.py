@@ -148,9 +148,8 @@ def save_checkpoint(run: Run) -> None:
 def follow_up(run: Run, weights: bytes) -> None:
     """Let a checkpoint know what it follows, so that what doesn't fit is noticed: the lines so far, the best weights. Collective."""
     progress = run.trainer.state.progress
-    sha256 = on_main(lambda: hashlib.sha256(weights).hexdigest())
     if progress.best_step == progress.step:
-        progress.best_sha256 = sha256
+        progress.best_sha256 = on_main(lambda: hashlib.sha256(weights).hexdigest())
     progress.num_lines, progress.lines_sha256 = on_main(lambda: fixed(run.folder.read_metrics()))
 
 

@@ -142,7 +142,7 @@ def new_folder(config: TrainConfig) -> Path:
         for path in sorted(Path("runs").glob(f"*/{CONFIG_FILE}"), reverse=True):
             with suppress(UserError):
                 recorded = RunFolder(path.parent).config()
-                if recorded and recorded["starts"][-1].get("launch") == launch:
+                if recorded and recorded["starts"] and recorded["starts"][-1].get("launch") == launch:
                     return path.parent
     recipe = config.recipe.replace("/", "-")  # ghasemi2024/3 is not a folder in a folder
     name = f"runs/{config.model}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"

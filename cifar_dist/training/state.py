@@ -32,9 +32,8 @@ class Progress:
     best_step: int | None = None
     best_correct: int = -1  # validation images recognised at best_step
     best_val: Result | None = None
-    best_sha256: str | None = (
-        None  # of the weights file of best_step; None in checkpoints of earlier versions, as the next two
-    )
+    # None in checkpoints of earlier versions:
+    best_sha256: str | None = None  # of the weights file of best_step
     num_lines: int | None = None  # of metrics.jsonl before this checkpoint
     lines_sha256: str | None = None
 

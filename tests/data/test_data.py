@@ -299,6 +299,14 @@ def test_auto_takes_cifar10_if_it_can_be_had_and_else_says_why_not(tmp_path, mon
     assert "can't be downloaded" in why
 
 
+@pytest.mark.usefixtures("official", "small_synthetic")
+def test_auto_does_not_take_another_set_because_cifar10_is_damaged(tmp_path):
+    load_dataset("auto", tmp_path)
+    (data.cache_folder("cifar10", tmp_path) / "about.json").write_text("{}")
+    with pytest.raises(UserError, match=r"the decoded data in .* are damaged"):
+        load_dataset("auto", tmp_path)
+
+
 # ---- synthetic
 
 

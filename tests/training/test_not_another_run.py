@@ -11,9 +11,11 @@ import pytest
 from helpers.runs import stop_after, untimed
 
 from cifar_dist.cli import evaluate
+from cifar_dist.config import TrainConfig
 from cifar_dist.record import checkpoint
 from cifar_dist.record.reader import read_run
 from cifar_dist.training import run as run_module
+from cifar_dist.training.resume import new_folder
 
 OPTIONS = ("--lr", "0.05", "--epochs", "6", "--seed", "1")
 
@@ -303,3 +305,15 @@ def test_a_pipe_in_place_of_a_file_holds_nobody_up(train, capsys):
     capsys.readouterr()
     assert train().status == 2
     assert "is not a regular file" in capsys.readouterr().err
+
+
+def test_a_restart_looks_past_a_run_whose_starts_are_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for name, starts in (("a", [{"launch": "launch"}]), ("b", [])):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(
+            json.dumps({"config": {}, "dataset": {}, "starts": starts})
+        )
+    assert new_folder(TrainConfig(epochs=1)) == Path("runs/a")
