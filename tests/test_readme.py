@@ -48,7 +48,9 @@ def test_the_makefile_has_what_the_readme_and_contributing_name(target, expected
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("words", [[], ["help"]])
 def test_make_alone_says_what_there_is(words):
-    shown = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert [line.split()[1].rstrip(":") for line in shown.splitlines()] == targets
     assert len(targets) == 9
