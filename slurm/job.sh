@@ -74,7 +74,8 @@ on_every_node() {
   STEP=$!
   while kill -0 "$STEP" 2>/dev/null; do
     if [ "$STOPPING" ]; then
-      kill -s USR1 "$STEP" # srun hands it to every process; again and again, as those still starting ignore it
+      # srun hands it to every process; again and again, as those still starting ignore it. Before it is srun, it would die.
+      if grep -qsx srun "/proc/$STEP/comm"; then kill -s USR1 "$STEP"; fi
       sleep 1 &
       wait -n "$STEP" $!
     else

@@ -41,6 +41,10 @@ if [ "$2" = hostnames ]; then echo first; exit; fi
 echo "$@" >>scontrol.txt
 kill -KILL $PPID # as Slurm ends a job that it requeues
 """
+PYTHON = f"""#!/bin/bash
+[ "${{STOPS_BEFORE:-}}" ] && [ "$3" = data ] && kill -USR1 "$JOB_PROCESS"
+exec {sys.executable} "$@"
+"""  # a link to it wouldn't find the environment's packages
 LAUNCHED = """#!/bin/bash
 printf '%s\\n' "$(basename "$0")" "$@" >launched.txt
 env >environment.txt
@@ -97,8 +101,7 @@ def submit(tmp_path) -> Callable[..., Ended]:
     """Run a template as Slurm would, on the first of its nodes."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
-    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'  # a link to it wouldn't find the environment's packages
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": LAUNCHED, "python": python}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "accelerate": LAUNCHED, "python": PYTHON}.items():
         (bin_ / name).write_text(text)
         (bin_ / name).chmod(0o755)
     (tmp_path / "slurm").symlink_to(SLURM)
@@ -109,7 +112,7 @@ def submit(tmp_path) -> Callable[..., Ended]:
         own |= {"PATH": f"{bin_}:{os.environ['PATH']}", "FOLDER": "runs/train-7"}
         own |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_JOB_NODELIST": "first,second"}
         own |= {"SLURM_NNODES": str(nodes), "SLURM_CPUS_ON_NODE": "64", **environment}
-        command = ["bash", SLURM / f"{template}.sbatch", *words]
+        command = ["bash", "-c", 'JOB_PROCESS=$$ exec bash "$@"', "bash", SLURM / f"{template}.sbatch", *words]
         done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=60, check=False)
         return Ended(done.returncode, done.stdout + done.stderr, tmp_path)
 
@@ -270,6 +273,14 @@ def test_a_job_that_slurm_is_ending_is_left_to_it(submit, tmp_path):
 def test_a_stop_while_srun_itself_is_starting_does_not_end_it(submit, tmp_path):
     leave(tmp_path / "after", "interrupted")
     ended = submit("train", STOPS="1", EXITS="75")
+    assert (ended.status, len(ended.launched) > 0) == (75, True), ended.output
+    assert "got USR1" in ended.output
+
+
+@pytest.mark.parametrize("_", range(8))  # on two cores, a script that sends the signal at once failed 7 of 8 times
+def test_a_stop_right_before_srun_is_started_does_not_end_it(submit, tmp_path, _):
+    leave(tmp_path / "after", "interrupted")
+    ended = submit("train", STOPS_BEFORE="1", EXITS="75")
     assert (ended.status, len(ended.launched) > 0) == (75, True), ended.output
     assert "got USR1" in ended.output
 
