@@ -9,6 +9,7 @@ from cifar_dist.errors import lookup
 from cifar_dist.installed import needed
 
 with needed():
+    from cifar_dist.console import Console
     from cifar_dist.exits import FINISHED, guarded
 
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-        print("\n".join(["usage: python -m cifar_dist COMMAND [--help]", "", *lines]))
+        Console(speaks=True).say("\n".join(["usage: python -m cifar_dist COMMAND [--help]", "", *lines]))
         return FINISHED
     return guarded(lambda: _run(argv[0], argv[1:]))
 

@@ -4,19 +4,21 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.record.lines import EvalLine, TrainLine
-from cifar_dist.text import clock, fitting, length, option_text, percent
+from cifar_dist.text import clock, fitting, length, option_text, percent, printable
 
 if TYPE_CHECKING:  # commands that load no data need no torch
     from torch import Tensor
@@ -45,6 +47,11 @@ class Terminal(RichConsole):
             super().print(*objects, **options)
         except OSError:  # a full disk behind it, a terminal that was closed
             self.mute()
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield what is shown; whatever names, files and other people's runs hold, only rich itself controls the terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def mute(self) -> None:
         """Say nothing from now on."""

@@ -14,6 +14,7 @@ import torch
 from cifar_dist.errors import DivergedError, UserError
 from cifar_dist.record.checkpoint import BrokenCheckpointError
 from cifar_dist.runtime import collectives, launch
+from cifar_dist.text import printable
 
 OUT_OF_MEMORY = "out of memory"
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -60,7 +61,7 @@ def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str
             FAILED,
             f"failed: {OUT_OF_MEMORY} ({str(error)[:200]}); a smaller --micro-batch-size needs less",
         )
-    return status, " ".join(message.split())
+    return status, printable(" ".join(message.split()))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -4,10 +4,13 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,58 @@ from cifar_dist.text import size
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
 
 
+PARTIAL = ".partial-"  # begins the names of what is being written
+FORGOTTEN_S = 3600.0  # after which what another machine was writing counts as left behind
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; a crash leaves the old file or the new one, never a part."""
-    partial = path.with_name(f".partial-{path.name}")
-    write_synced(partial, data)
-    os.replace(partial, path)
+    """Replace `path` by `data`; a crash leaves the old file or the new one, never a part.
+
+    Raises `OSError`, and leaves nothing, where it can't, or where `path` is something else than a file.
+    """
+    if path.exists() and not path.is_file():  # root could replace a device
+        raise FileExistsError(errno.EEXIST, "It is there, and not a regular file", str(path))
+    clear_partials(path.parent)
+    partial = partial_of(path)
+    try:
+        write_synced(partial, data)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Return where this process writes what will be `path`."""
+    return path.with_name(f"{PARTIAL}{path.name}.{platform.node()}.{os.getpid()}")
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what processes that are gone were writing in `folder`, files and folders."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError):
+            if _being_written(left):
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _being_written(partial: Path) -> bool:
+    """Whether the process that made it may be alive."""
+    name, _, number = partial.name.rpartition(".")
+    if not name.endswith(f".{platform.node()}") or not number.isdecimal():
+        return time.time() - partial.lstat().st_mtime < FORGOTTEN_S
+    try:
+        os.kill(int(number), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -113,9 +113,15 @@ def _switch(word: str, switches: set[str]) -> str:
 
 
 def check_output(output: str | None) -> None:
-    """Raise `UserError` where --output names a file in a folder that isn't there, before there is anything to write."""
-    if output and not Path(output).parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {Path(output).parent}; make it first")
+    """Raise `UserError` where --output names what can't be replaced by a file, before there is anything to write."""
+    path = Path(output or "")
+    if not output:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {path.parent}; make it first")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"--output {output} is {what}, which would not be replaced; give a file's name")
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:

@@ -1,10 +1,25 @@
 """How values read to people: one spelling of each, on the terminal, on pages and in messages."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 NONE = "–"  # where there is no number
 SHOWN = 4  # names listed before "and 3 more"
+LONGEST = 300  # characters of somebody else's message
+# What would move a terminal's cursor, colour it, answer for its user or turn the text around; and bytes that aren't UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return the text with a � for each character that a terminal would obey, or can't show; lines and tabs stay."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def reason(error: BaseException) -> str:
+    """Return what happened, in one line: of some libraries' messages the beginning."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def percent(share: float | None, digits: int = 2) -> str:

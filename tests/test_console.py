@@ -7,10 +7,30 @@ import pytest
 from rich.console import Console as RichConsole
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.console import Console
+from cifar_dist.console import Console, Terminal, listing
 from cifar_dist.inputs.plan import BatchPlan
 
 LINE = {"step": 1000, "loss": 1.23456, "accuracy": 0.5678, "lr": 0.04991, "images_per_second": 12345.6}
+
+
+def test_nothing_that_is_shown_controls_the_terminal(capsys):
+    console, hostile = Console(speaks=True), "a\x1b[2J\x07\x9b31mb\u202ec\udce9\r"
+    console.say(hostile, "green")
+    console.rich.print(f"[bold]{hostile}[/]")
+    table = listing()
+    table.add_column("x")
+    table.add_row(hostile)
+    console.rich.print(table)
+    out = capsys.readouterr().out
+    assert out.count("b") == 3
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", out)
+
+
+def test_rich_itself_still_does():
+    output = StringIO()
+    terminal = Terminal(file=output, force_terminal=True, color_system="standard")
+    terminal.print("[red]x[/]")
+    assert "\x1b[31mx" in output.getvalue()
 
 
 @pytest.fixture

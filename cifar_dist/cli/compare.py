@@ -98,7 +98,7 @@ def report(
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_comparison_page(output / "compare.html", comparison, found, sentences, reload_s)
-        write_atomically(output / "compare.csv", to_csv(comparison).encode())
+        write_atomically(output / "compare.csv", to_csv(comparison).encode(errors="replace"))
         write_json(output / "compare.json", to_json(comparison, found, sentences))
     except OSError as error:
         raise UserError(f"can't write to {output}: {error.strerror}; choose another folder with --output") from None

@@ -153,7 +153,7 @@ class Report:
             if dry_run.CHECK.group in groups:
                 content["options"] = visit.config.to_dict()
             if visit.meeting.rank == 0:
-                print(json.dumps(content, indent=1))
+                self.console.say(json.dumps(content, indent=1))
             return
         words = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
         worst = "failed" if counts["failed"] else "warning" if counts["warning"] else "ok"

@@ -17,13 +17,17 @@ from cifar_dist.report.images import load_pixels
 from cifar_dist.report.page import write_report
 from cifar_dist.report.plots import draw_pictures
 from cifar_dist.report.provenance import published_accuracy
+from cifar_dist.text import reason
 
 
 def main(argv: Sequence[str]) -> int:
     """Make the page and pictures of every run named, and return the exit status; raises `UserError`."""
     parser = command_parser("report")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
-    parser.add_argument("--data-dir", help="where downloads and decoded caches are kept (default: the run's own)")
+    parser.add_argument(
+        "--data-dir",
+        help="where downloads and decoded caches are kept, or made (default: the run's own)",
+    )
     options = parser.parse(argv)
     folders = [Path(run) for run in options["runs"]]
     if not folders:
@@ -38,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             console.say(f"written to {path}")
         except Exception as error:  # a folder may hold anything; the others are made
             failures += 1
-            console.warn(f"no page of {folder}: {type(error).__name__}: {error}")
+            console.warn(f"no page of {folder}: {reason(error)}")
     return FAILED if failures else FINISHED
 
 
@@ -61,7 +65,7 @@ def find_pixels(
     if data_dir:
         record = replace(record, config={**record.config, "data_dir": data_dir})
     try:
-        return load_pixels(record, predictions.split)
+        return load_pixels(record, predictions.split, decode=bool(data_dir))
     except UserError as error:
         console.warn(f"the page of {record.path} shows no images: {error}")
         return None

@@ -14,6 +14,7 @@ from cifar_dist.text import option_text
 from cifar_dist.tracking.segments import WandbRecord
 
 START_FACTS = ("git_commit", "device", "host", "world_size")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what text begins with that spreadsheets take for a formula
 
 
 def to_json(comparison: Comparison, differences: Sequence[Difference | None], notes: Sequence[str]) -> dict[str, Any]:
@@ -112,7 +113,14 @@ def _flat(run: ComparedRun, entry: dict[str, Any]) -> dict[str, Any]:
         row |= {f"{split}/{name}": value for name, value in result.items()}
         row |= {f"{split}/class/{name}": value for name, value in classes.items()}
     row |= {f"option/{name}": "" if (value := run.config.get(name)) is None else option_text(value) for name in FIELDS}
-    return {name: "" if value is None else value for name, value in row.items()}
+    return {name: _cell(value) for name, value in row.items()}
+
+
+def _cell(value: Any) -> Any:
+    """Return what a table has for a value: a spreadsheet would run other people's text that begins like a formula."""
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value != "-" and value.startswith(FORMULA) else value
 
 
 def _with_groups(comparison: Comparison) -> list[tuple[ComparedRun, Group | None]]:

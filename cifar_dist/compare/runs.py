@@ -8,6 +8,7 @@ from cifar_dist.record import curves
 from cifar_dist.record.lines import CountedResult, Line, Options, Result
 from cifar_dist.record.metric import SPLITS
 from cifar_dist.record.reader import RunRecord
+from cifar_dist.text import reason
 
 COUNTS = ("confusion_matrix", "second_guess_correct")  # large, and not compared
 
@@ -69,7 +70,7 @@ class ComparedRun:
         try:
             return cls._of(record)
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            problem = f"metrics.jsonl or summary.json holds what a run never writes: {type(error).__name__}: {error}"
+            problem = f"metrics.jsonl or summary.json holds what a run never writes: {reason(error)}"
             nothing = replace(record, config={}, dataset={}, starts=[], lines=[])
             return cls(
                 replace(nothing, status="broken", problem=record.problem or problem), {}, [], 0, None, None, None, None

@@ -14,6 +14,7 @@ import torch
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
 from cifar_dist.errors import UserError
 from cifar_dist.files import is_sealed, locked, read_json, sealed, write_synced
+from cifar_dist.text import reason
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
 CACHE, ABOUT = "cache", "about.json"
@@ -55,7 +56,7 @@ def inspect_cache(folder: Path) -> CacheState:
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
         return CacheState(str(about["fingerprint"]), fingerprint(tuple(about["classes"]), arrays), "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        return CacheState(recorded_fingerprint(folder), "", " ".join(f"{type(error).__name__}: {error}".split()))
+        return CacheState(recorded_fingerprint(folder), "", reason(error))
 
 
 class Decoded(NamedTuple):

@@ -1,4 +1,4 @@
-"""Class folders of images: train/CLASS/* and test/CLASS/*, any format Pillow decodes, 32x32 pixels."""
+"""Class folders of images: train/CLASS/* and test/CLASS/*, in one of FORMATS, 32x32 pixels."""
 
 import hashlib
 import os
@@ -10,8 +10,11 @@ import numpy as np
 
 from cifar_dist.data.cache import Decoded
 from cifar_dist.errors import UserError
+from cifar_dist.text import printable
 
 SIZE = 32
+# Pillow decodes more by the first bytes, whatever a file's name says; an EPS would start Ghostscript, a program of its own.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -39,7 +42,12 @@ def list_folder(root: Path) -> Listing:
         raise UserError(f"train/ and test/ of {root} must hold the same classes; only one of them has {', '.join(odd)}")
     if len(classes["train"]) < 2:
         raise UserError(f"{root}/train holds {len(classes['train'])} class folders; at least 2 are needed")
-    digest = hashlib.sha256(str(root.resolve()).encode())
+    if odd_names := [name for name in classes["train"] if name != printable(name)]:
+        raise UserError(
+            f"the class folder {odd_names[0]!r} of {root} can't be a class's name, on pages and in files, unless it is UTF-8 and "
+            "without control characters; rename it in train/ and test/"
+        )
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
     train, test = (_list_part(root / part, classes["train"], digest) for part in ("train", "test"))
     return Listing(classes["train"], train, test, digest.hexdigest()[:16])
 
@@ -63,7 +71,7 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
             raise UserError(
                 f"class folder {folder / name} is empty; put its images there or remove it from train/ and test/"
             )
-        digest.update(f"{folder.name}/{name}\0".encode())
+        digest.update(os.fsencode(f"{folder.name}/{name}\0"))
         for file_name, stat in found:
             digest.update(os.fsencode(file_name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             files.append((f"{folder}/{name}/{file_name}", target))
@@ -72,7 +80,7 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
 
 def read_folder(root: Path, listing: Listing) -> Decoded:
     """Decode every file; raises `UserError` naming the first that can't be."""
-    return Decoded(str(root), False, listing.classes, *_decode(listing.train), *_decode(listing.test))
+    return Decoded(printable(str(root)), False, listing.classes, *_decode(listing.train), *_decode(listing.test))
 
 
 def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,18 +96,23 @@ def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_file(path: str) -> np.ndarray:
-    from PIL import Image  # only needed without a cache
+    from PIL import Image, UnidentifiedImageError  # only needed without a cache
 
     try:
-        with Image.open(path) as image:
-            lost, pixels = _what_is_lost(image), np.asarray(image.convert("RGB"))
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if (width, height) == (SIZE, SIZE):  # before decoding: a small file may hold a huge picture
+                lost, pixels = _what_is_lost(image), np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path} is no image in one of the formats {', '.join(FORMATS)}; convert or remove it"
+        ) from None
     except Exception as error:  # decoders raise whatever they like
         raise UserError(f"can't decode {path} ({' '.join(str(error).split())}); repair or remove it") from None
+    if (width, height) != (SIZE, SIZE):
+        raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
     if lost:
         raise UserError(f"{path} has {lost}, which images of three times 8 bits lose; convert it first")
-    if pixels.shape != (SIZE, SIZE, 3):
-        height, width = pixels.shape[:2]
-        raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
     return pixels.transpose(2, 0, 1)
 
 

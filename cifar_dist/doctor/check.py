@@ -14,6 +14,7 @@ from cifar_dist.doctor.lines import Answer, Line, failed, ranks, skipped
 from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
 from cifar_dist.runtime.launch import env_int, uses_gpu
+from cifar_dist.text import reason
 
 T = TypeVar("T")
 NOWHERE = "?"  # the host of a rank that never answered
@@ -84,7 +85,7 @@ def measure(check: Check, visit: Visit) -> Answer:
     except (AbsentError, TimeoutError) as error:
         return here._replace(problem=str(error), advice=check.advice)
     except Exception as error:  # whatever it is, the other checks can still be made
-        return here._replace(problem=" ".join(f"{type(error).__name__}: {error}".split()), advice=check.advice)
+        return here._replace(problem=reason(error), advice=check.advice)
 
 
 def bounded(action: Callable[[], T], timeout_s: float) -> T:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_dist.files import read_file, read_json, sync_folder, write_synced
+from cifar_dist.files import clear_partials, partial_of, read_file, read_json, sync_folder, write_synced
 
 MANIFEST = "manifest.json"
 NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -38,7 +38,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
 def save(checkpoints: Path, step: int, files: Mapping[str, bytes]) -> None:
     """Write `files` as the checkpoint of `step`, and read it back. An older one of the same step is replaced."""
     final = folder_for(checkpoints, step)
-    partial = checkpoints / f".partial-{final.name}"
+    partial = partial_of(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     manifest = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
@@ -86,20 +86,23 @@ def prune(checkpoints: Path, keep_newest: int, keep_steps: Iterable[int]) -> lis
     """Remove all checkpoints but the newest few and those of `keep_steps`; returns what was in the way. Call after a save has verified."""
     steps, problems = saved_steps(checkpoints), []
     old = [folder_for(checkpoints, step) for step in sorted(set(steps[:-keep_newest]) - set(keep_steps))]
-    for folder in (*old, *checkpoints.glob(".partial-*")):  # these left by a crash in the middle of a save
+    for folder in old:
         try:
             remove(folder)
         except OSError as error:
             problems.append(f"{folder} can't be removed: {error}")
+    clear_partials(checkpoints)
     return problems
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint's folder; of a link to one the link."""
+    """Remove a checkpoint's folder; of a link to one the link. A crash leaves no part that looks like a checkpoint."""
     if folder.is_symlink():
         folder.unlink()
-    else:
-        shutil.rmtree(folder)
+        return
+    partial = partial_of(folder.with_name(f"removed_{folder.name}"))
+    os.replace(folder, partial)
+    shutil.rmtree(partial)
 
 
 def discard_after(checkpoints: Path, step: int) -> None:

@@ -8,6 +8,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.files import read_file, read_json
 from cifar_dist.record.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, in_use, read_line
 from cifar_dist.record.lines import DatasetRecord, Line, Options, Start, Summary
+from cifar_dist.text import printable
 
 Status = Literal["finished", "running", "interrupted", "failed", "killed", "broken"]
 
@@ -33,7 +34,7 @@ class RunRecord:
     def title(self) -> str:
         """What it trained, by which recipe, on what."""
         title = f"{self.config.get('model')}, recipe {self.config.get('recipe')}, {self.dataset.get('name')}"
-        return title + ", SYNTHETIC DATA" * bool(self.dataset.get("synthetic"))
+        return printable(title) + ", SYNTHETIC DATA" * bool(self.dataset.get("synthetic"))
 
 
 def is_run(path: Path) -> bool:

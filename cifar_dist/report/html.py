@@ -16,7 +16,9 @@ ASSETS = Path(__file__).parent / "assets"
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
     """Fill in a template and write it to `path`, wholly or not at all. Its assets lie beside it, or with ours."""
-    write_atomically(path, _environment(template.parent).get_template(template.name).render(**values).encode())
+    write_atomically(
+        path, _environment(template.parent).get_template(template.name).render(**values).encode(errors="replace")
+    )
 
 
 def embed(data: Any) -> Markup:

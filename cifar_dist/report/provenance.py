@@ -96,12 +96,20 @@ def commands(record: RunRecord) -> list[str]:
         return []
     start, own = record.starts[-1], own_config(record)
     commit = (start.get("git_commit") or "").rstrip("+")
-    checkout = [f"git checkout {commit}"] if commit else []
+    checkout = [shlex.join(["git", "checkout", commit])] if commit else []
     if not own:
-        return [*checkout, f"{shlex.join(launcher(record))} {record.starts[0]['command']}"]
+        return [*checkout, f"{shlex.join(launcher(record))} {quoted(record.starts[0]['command'])}"]
     on_cpu = start["device"].startswith("cpu")
     named = {name: record.config.get(name, own[name]) for name in ("model", "recipe")}
     others = {n: v for n, v in record.config.items() if n in own and n not in NOT_REPEATED and v != own[n]}
     threads = {"threads": start["threads_per_process"]} if on_cpu else {}  # sums over other shares round differently
     options = [shlex.join(to_words({name: value})) for name, value in (named | others | threads).items()]
     return [*checkout, " \\\n    ".join([shlex.join([*launcher(record), "train.py"]), *options])]
+
+
+def quoted(command: str) -> str:
+    """Return a command that a run recorded, with nothing in it but words: a foreign run's may hold a second one."""
+    try:
+        return shlex.join(shlex.split(command))
+    except ValueError:  # a quotation mark is missing
+        return shlex.quote(command)

@@ -22,6 +22,7 @@ from cifar_dist.files import acquire
 from cifar_dist.record.folder import METRICS_FILE, WANDB_LOCK, WEIGHTS_FILE
 from cifar_dist.record.lines import Line
 from cifar_dist.record.reader import RunRecord, read_run
+from cifar_dist.text import reason
 from cifar_dist.tracking.link import (
     PROJECT,
     Link,
@@ -80,8 +81,8 @@ def main(argv: list[str]) -> int:
     try:
         send(link, mode)
     except Exception as error:
-        print(f"attempt {attempt}: {type(error).__name__}: {error}", flush=True)
-        link.note = f"{type(error).__name__}: {error}"
+        print(f"attempt {attempt}: {reason(error)}", flush=True)
+        link.note = reason(error)
         write_link(HERE, link)
         if attempt == ATTEMPTS:
             return 1
@@ -136,7 +137,7 @@ def start(record: RunRecord, link: Link, mode: str) -> tuple[Any, int]:
             link.mode, run = "online", init(record, link, "online")
         except Exception as error:
             wandb.teardown()  # else the id is taken
-            link.mode, link.note = "offline", f"{type(error).__name__}: {error}"
+            link.mode, link.note = "offline", reason(error)
     if link.mode == "offline":
         run = init(record, link, "offline")
     link.directories.append(str(Path(run.settings.sync_dir).resolve()))

@@ -13,7 +13,7 @@ from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
-from cifar_dist.files import acquire, stand_in, sync_folder, write_atomically
+from cifar_dist.files import acquire, clear_partials, partial_of, stand_in, sync_folder, write_atomically
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import (
     BEGUN_FILE,
@@ -62,7 +62,7 @@ class StartingPoint:
 
 
 def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseFileLock]) -> StartingPoint:
-    """Find or make the run folder, lock it, and load what it goes on from; deletes nothing. Rank 0 only.
+    """Find or make the run folder, lock it, and load what it goes on from; deletes nothing that is whole. Rank 0 only.
 
     The lock is added to `locks` and holds for as long as they live. Whatever is refused leaves no folder behind.
     """
@@ -160,8 +160,8 @@ def check_recorded(source: Path, config: TrainConfig, given: Mapping[str, Any]) 
 
 def fork(source: Path, step: int | None, path: Path) -> None:
     """Copy the run in `source`, up to `step`, to the new folder `path`: wholly or not at all."""
-    partial = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    clear_partials(path.parent)
+    partial = partial_of(path)
     try:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
         if step is not None:
@@ -190,6 +190,8 @@ def lock(path: Path, timeout_s: float = 0.5) -> BaseFileLock:
 def load_newest(start: StartingPoint) -> None:
     """Load the newest whole checkpoint of the folder, where there is one, or the summary of a run that is finished."""
     folder = RunFolder(start.path)
+    for place in (folder.path, folder.checkpoints):
+        clear_partials(place)
     summary = folder.summary()
     if summary and summary.get("status") == "finished":
         start.summary = summary

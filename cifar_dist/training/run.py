@@ -21,7 +21,7 @@ from cifar_dist.record.folder import CHANGES_FILE, CONFIG_FILE, SUMMARY_FILE, TR
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.runtime.launch import under_launcher
-from cifar_dist.text import count
+from cifar_dist.text import count, reason
 from cifar_dist.tracking.link import resolve_mode
 from cifar_dist.training.build import Trainer, build, fit_to_images
 from cifar_dist.training.compute import macs_per_sample
@@ -83,7 +83,7 @@ def train_and_test(
     except BaseException as error:
         console.stop_progress()
         with suppress(OSError):  # a full disk has its own message
-            summarise(run, status="failed", error=f"{type(error).__name__}: {error}")
+            summarise(run, status="failed", error=reason(error))
         if views:
             views.end("failed")
         raise

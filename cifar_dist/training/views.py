@@ -13,6 +13,7 @@ from cifar_dist.record.folder import PAGE_FILE, PLOTS
 from cifar_dist.record.predictions import read_predictions
 from cifar_dist.record.reader import read_run
 from cifar_dist.report.provenance import published_accuracy
+from cifar_dist.text import reason
 from cifar_dist.tracking.link import Mode
 from cifar_dist.tracking.process import Tracker
 from cifar_dist.training.build import Trainer
@@ -78,7 +79,7 @@ class Views:
         try:
             make()
         except Exception as error:
-            self.run.console.warn(f"no {what} in {self.run.folder.path}: {type(error).__name__}: {error}")
+            self.run.console.warn(f"no {what} in {self.run.folder.path}: {reason(error)}")
 
 
 def augmented_images(trainer: Trainer) -> tuple[np.ndarray, list[str]]:

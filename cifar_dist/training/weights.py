@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import SPLIT_OPTIONS, Dataset
 from cifar_dist.errors import UserError
-from cifar_dist.files import is_sealed, parse_json, sealed
+from cifar_dist.files import is_sealed, parse_json, read_file, sealed
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
 from cifar_dist.record.digest import digest
@@ -57,10 +57,13 @@ def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises `UserError` where the file isn't one of ours, or no longer what was written.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError) as error:
+        data = read_file(path)
+        tensors = unpack_weights(data)
+        # The format: the length of the header in 8 bytes, the header, the tensors.
+        metadata = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a weights file ({error}); give a run folder or its model.safetensors") from None
     if KEY not in metadata:
         raise UserError(f"{path} doesn't say which model it holds; it was not written by train.py")

@@ -213,6 +213,8 @@ def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_
         (["--checkpoint", str(result.folder), "--split", "train"], "unknown --split 'train'"),
         (["--checkpoint", str(result.folder), "--data", "cifar"], "unknown data set 'cifar'"),
         (["--checkpoint", str(result.folder), "--output", "no/such/x.json"], "there is no folder no/such"),
+        (["--checkpoint", str(result.folder), "--output", "/dev/null"], "--output /dev/null is no regular file"),
+        (["--checkpoint", str(result.folder), "--output", str(tmp_path)], "is a folder, which would not be replaced"),
     ]:
         assert evaluate.main([*options, "--data-dir", str(data_dir)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -239,7 +241,27 @@ def test_a_run_outlives_whoever_reads_what_it_says(folders, data_dir, tmp_path):
     assert json.loads((tmp_path / "other/summary.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("words", [["models"], ["recipes"], ["compare", "RUN"]])
+def test_names_that_are_no_utf8_work_in_every_place_and_locale(folders, tmp_path, monkeypatch):
+    data, run = tmp_path / os.fsdecode(b"d\xe9"), tmp_path / os.fsdecode(b"r\xe9")
+    data.symlink_to(folders)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    where = ["--data", data, "--data-dir", tmp_path / os.fsdecode(b"c\xe9")]
+    small = ["--model", "lenet", "--steps", "2", "--batch-size", "8", "--threads", "1", "--wandb", "disabled"]
+    for command in (
+        ["train.py", *small, *where, "--output-dir", run],
+        ["eval.py", "--checkpoint", run, *where],
+        ["-m", "cifar_dist", "report", run],
+        ["-m", "cifar_dist", "compare", run],
+        ["-m", "cifar_dist", "verify", run],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), (command, done)
+        assert b"no pictures" not in done.stdout
+    assert len(list((run / "plots").iterdir())) > 3
+
+
+@pytest.mark.parametrize("words", [["models"], ["recipes"], ["compare", "RUN"], []])
 def test_a_terminal_without_our_characters_is_no_error(train, words):
     run = train("--steps", "2")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "100"}

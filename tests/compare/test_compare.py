@@ -92,6 +92,16 @@ def test_names_with_commas_quotes_and_line_breaks_survive_the_csv(tmp_path):
     assert all(None not in row and row["status"] == "finished" for row in rows)
 
 
+def test_other_peoples_text_is_no_formula_of_a_spreadsheet(tmp_path):
+    formulas = ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(A1)", "\t=1"]
+    for number, formula in enumerate(formulas):
+        write_run(tmp_path / "runs" / str(number), lr=0.1 * (number + 1), wandb_group=formula)
+    main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path)])
+    rows = sorted(csv.DictReader((tmp_path / "compare.csv").open()), key=lambda row: row["name"])
+    assert [row["option/wandb_group"] for row in rows] == [f"'{formula}" for formula in formulas]
+    assert not any(value.startswith(("=", "+", "@", "\t")) for row in rows for value in row.values())
+
+
 def test_synthetic_data_are_marked_wherever_a_number_of_them_is(tmp_path, capsys):
     write_run(tmp_path / "real")
     write_run(tmp_path / "drawn", 0.9, synthetic=True, lr=0.3)

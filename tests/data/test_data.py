@@ -1,12 +1,15 @@
 import hashlib
 import http.server
+import io
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +63,21 @@ def break_file(root: Path) -> None:
     (root / "train/dog/0001.png").write_bytes(b"not an image")
 
 
+def start_a_program(root: Path) -> None:
+    (root / "train/dog/0001.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+
+
+def claim_to_be_huge(root: Path) -> None:
+    """30,000 x 30,000 black pixels in 60 bytes: 900 MB once decoded."""
+    png = io.BytesIO()
+    Image.new("1", (32, 32)).save(png, "PNG")
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png.getvalue()[24:29]
+    huge = png.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + png.getvalue()[33:]
+    (root / "train/dog/0001.png").write_bytes(huge)
+
+
 def tear_file(root: Path) -> None:
     path = root / "train/dog/0001.png"
     path.write_bytes(path.read_bytes()[:500])
@@ -67,6 +85,11 @@ def tear_file(root: Path) -> None:
 
 def grow_file(root: Path) -> None:
     Image.new("RGB", (48, 64)).save(root / "test/cat/0000.png")
+
+
+def rename_class(root: Path, name: bytes) -> None:
+    for part in ("train", "test"):
+        (root / part / "dog").rename(root / part / os.fsdecode(name))
 
 
 def empty_class(root: Path) -> None:
@@ -77,7 +100,11 @@ def empty_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_file, r"can't decode .*/train/dog/0001.png .*; repair or remove it"),
+        (break_file, r"/train/dog/0001.png is no image in one of the formats PNG, JPEG, .*; convert or remove it"),
+        (start_a_program, r"/train/dog/0001.jpg is no image in one of the formats PNG"),
+        (claim_to_be_huge, r"can't decode .*/train/dog/0001.png .*decompression bomb|0001.png is 30000x30000 pixels"),
+        (lambda root: rename_class(root, b"d\xf6g"), "the class folder 'd.udcf6g' of .* unless it is UTF-8"),
+        (lambda root: rename_class(root, b"d\x1b[2Jg"), "the class folder .* without control characters; rename it in"),
         (tear_file, r"can't decode .*/train/dog/0001.png"),
         (grow_file, r"/test/cat/0000.png is 48x64 pixels; images must be 32x32"),
         (empty_class, r"class folder .*/test/cat is empty"),

@@ -1,6 +1,10 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
+from helpers.runs import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +91,63 @@ def test_an_atomic_write_replaces_or_leaves(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device"])
+def test_an_atomic_write_replaces_nothing_but_files(tmp_path, kind):
+    path = tmp_path / "result.json"
+    make = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link to a device": lambda: path.symlink_to(os.devnull),
+    }
+    make[kind]()
+    with pytest.raises(FileExistsError, match=r"not a regular file: .*result\.json"):
+        write_atomically(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"] and not path.is_file()
+
+
+def test_what_dead_processes_left_goes_and_what_others_are_writing_stays(tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    here, there = f".partial-a.json.{platform.node()}", ".partial-a.json.another.machine"
+    names = {
+        f"{here}.{dead.stdout.strip()}": False,
+        f"{here}.{os.getppid()}": True,
+        f"{there}.77": True,
+        f"{there}.78": False,
+    }
+    names |= {".partial-step_00000007": False, ".partial-new": True}  # of an earlier version: by its age
+    for name in names:
+        (tmp_path / name).mkdir() if "step" in name else (tmp_path / name).touch()
+    for name in (f"{there}.78", ".partial-step_00000007"):
+        os.utime(tmp_path / name, (0, 0))
+    write_atomically(tmp_path / "a.json", b"new")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", *(name for name, stays in names.items() if stays)}
+
+
+def test_processes_that_write_the_same_file_do_not_mix(tmp_path):
+    code = "import sys; from pathlib import Path; from cifar_dist.files import write_atomically\n"
+    code += "for _ in range(200): write_atomically(Path(sys.argv[1]), sys.argv[2].encode() * 100_000)"
+    words = [sys.executable, "-c", code, tmp_path / "a.txt"]
+    writers = [subprocess.Popen([*words, letter], cwd=ROOT) for letter in "xyz"]
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "a.txt").exists():
+            text = (tmp_path / "a.txt").read_bytes()
+            assert len(text) == 100_000 and len(set(text)) == 1
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_crash_while_a_checkpoint_is_removed_leaves_nothing_that_looks_like_one(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, FILES)
+    removed = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path, **_: removed.append(path))  # it is killed here
+    checkpoint.prune(tmp_path, 2, [])
+    assert removed and checkpoint.saved_steps(tmp_path) == [2, 3]
 
 
 def test_checkpoints_behind_links_are_pruned_and_what_cannot_be_is_said(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -226,6 +227,31 @@ def test_the_command_of_a_page_gives_the_runs_options_again(tmp_path, options):
         k: v for k, v in record.config.items() if k not in elsewhere
     }
     assert again["threads"] == 3 and again["output_dir"] is None
+
+
+@pytest.mark.parametrize("command", ["train.py; rm -rf ~", "train.py $(reboot)", "train.py 'x\nreboot", "`reboot`"])
+def test_a_foreign_runs_command_is_one_command(tmp_path, command):
+    make_run(tmp_path / "run", recipe="unknown")
+    path = tmp_path / "run/config.json"
+    content = json.loads(path.read_text())
+    content["starts"][0]["command"] = command
+    content["starts"][-1]["git_commit"] = "0123; reboot"
+    path.write_text(json.dumps(content))
+    for line in commands(read_run(tmp_path / "run")):
+        script = f"rm() {{ touch ran; }}; reboot() {{ touch ran; }}; git() {{ :; }}; accelerate() {{ :; }}; {line}"
+        subprocess.run(["bash", "-c", script], cwd=tmp_path, check=False, capture_output=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_page_of_a_foreign_run_neither_downloads_nor_makes_folders(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run", data="cifar10", data_dir="elsewhere/data")
+    before = {p.name for p in tmp_path.iterdir()}
+    assert main(["report", "run"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == before
+    assert "--data cifar10 is not decoded in elsewhere/data; --data-dir says where" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_options_that_are_not_the_recipes_own_stand_out(tmp_path):
