@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,12 +71,19 @@ def load(folder: Path) -> Checkpoint:
         raise BrokenCheckpointError(f"{folder}: {error}") from None
 
 
-def load_newest(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint, or None, and what was wrong with each newer one."""
+def load_newest(
+    checkpoints: Path, check: Callable[[Checkpoint], object] = lambda _: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint, or None, and what was wrong with each newer one.
+
+    `check` raises `BrokenCheckpointError` for what is whole, but can't be gone on from.
+    """
     problems: list[str] = []
     for step in reversed(saved_steps(checkpoints)):
         try:
-            return load(folder_for(checkpoints, step)), problems
+            saved = load(folder_for(checkpoints, step))
+            check(saved)
+            return saved, problems
         except BrokenCheckpointError as error:
             problems.append(str(error))
     return None, problems

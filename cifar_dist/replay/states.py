@@ -1,16 +1,13 @@
 """What a run's folder says of its states, step by step."""
 
-import io
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from cifar_dist.record import checkpoint
-from cifar_dist.record.digest import optimizer_digest, weights_digest
 from cifar_dist.record.folder import TRAINING_FILE, RunFolder
 from cifar_dist.record.lines import Digests, ValLine
+from cifar_dist.training.state import digests_of, unpack
 
 
 def recorded_digests(folder: Path) -> dict[int, Digests]:
@@ -29,14 +26,6 @@ def kept_digests(folder: Path) -> dict[int, Digests]:
     checkpoints, found = RunFolder(folder).checkpoints, dict[int, Digests]()
     for step in checkpoint.saved_steps(checkpoints):
         with suppress(checkpoint.BrokenCheckpointError):
-            found[step] = digests_of(checkpoint.load(checkpoint.folder_for(checkpoints, step)))
+            saved = checkpoint.load(checkpoint.folder_for(checkpoints, step))
+            found[step] = digests_of(unpack(saved.files[TRAINING_FILE]))
     return found
-
-
-def digests_of(saved: checkpoint.Checkpoint) -> Digests:
-    """Return the digests of a checkpoint's state, on rank 0."""
-    content = torch.load(io.BytesIO(saved.files[TRAINING_FILE]), map_location="cpu", weights_only=True)
-    return {
-        "weights_digest": weights_digest(content["model"], content["ema"]),
-        "optimizer_digest": optimizer_digest(content["optimizer"]),
-    }

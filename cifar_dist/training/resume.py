@@ -25,6 +25,7 @@ from cifar_dist.record.folder import (
     PAGE_FILE,
     PLOTS,
     SUMMARY_FILE,
+    TRAINING_FILE,
     WANDB_LOG,
     WEIGHTS_FILE,
     RunFolder,
@@ -32,7 +33,7 @@ from cifar_dist.record.folder import (
 )
 from cifar_dist.record.lines import ConfigRecord, Summary, fixed
 from cifar_dist.runtime.launch import env_int, launch_id
-from cifar_dist.training.state import Progress
+from cifar_dist.training.state import Progress, unpack
 
 THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
 
@@ -196,7 +197,7 @@ def load_newest(start: StartingPoint) -> None:
     if summary and summary.get("status") == "finished":
         start.summary = summary
     else:
-        start.saved, problems = checkpoint.load_newest(folder.checkpoints)
+        start.saved, problems = checkpoint.load_newest(folder.checkpoints, has_a_snapshot)
         if problems and not start.saved:
             raise UserError(
                 f"no checkpoint in {folder.checkpoints} is whole ({problems[0]}); "
@@ -212,6 +213,13 @@ def load_newest(start: StartingPoint) -> None:
             start.notes.append(f"going on from step {start.saved.step} of {start.path}")
     if start.saved or start.summary:
         start.recorded = folder.config()
+
+
+def has_a_snapshot(saved: checkpoint.Checkpoint) -> None:
+    """Raise `BrokenCheckpointError` unless the checkpoint holds a state to go on from, and the weights for others."""
+    if missing := {TRAINING_FILE, WEIGHTS_FILE} - saved.files.keys():
+        raise checkpoint.BrokenCheckpointError(f"step_{saved.step:08d} has no {', '.join(sorted(missing))}")
+    unpack(saved.files[TRAINING_FILE])
 
 
 def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:

@@ -15,10 +15,14 @@ from cifar_dist.models.base import Classifier
 from cifar_dist.models.dropout import DropoutMasks
 from cifar_dist.optim.average import Ema
 from cifar_dist.optim.optimizer import build_optimizer, match_layout
-from cifar_dist.record.lines import Result
+from cifar_dist.record.checkpoint import BrokenCheckpointError
+from cifar_dist.record.digest import optimizer_digest, weights_digest
+from cifar_dist.record.folder import TRAINING_FILE
+from cifar_dist.record.lines import Digests, Result
 from cifar_dist.runtime.batchnorm import RunningStatistics, synchronise
 from cifar_dist.runtime.collectives import gather_rows, rank, world_size
 from cifar_dist.runtime.compiling import compile_model
+from cifar_dist.text import reason
 from cifar_dist.training.metrics import TrainSums
 
 
@@ -116,9 +120,42 @@ def to_bytes(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def unpack(data: bytes) -> dict[str, Any]:
+    """Return the snapshot that these bytes are; raises `BrokenCheckpointError`, and never runs code that they hold."""
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        Progress(**content["progress"])
+        digests_of(content)
+        if not isinstance(content["per_rank"]["sums"], Tensor):
+            raise TypeError("no sums")
+    except Exception as error:  # torch's own errors, and whatever else a file can lead to
+        raise BrokenCheckpointError(f"{TRAINING_FILE} is not what a run writes: {reason(error)}") from None
+    return content
+
+
+def digests_of(content: dict[str, Any]) -> Digests:
+    """Return the digests of a snapshot's weights and optimizer."""
+    return {
+        "weights_digest": weights_digest(content["model"], content["ema"]),
+        "optimizer_digest": optimizer_digest(content["optimizer"]),
+    }
+
+
 def restore(state: TrainState, data: bytes) -> None:
-    """Put a snapshot's bytes into a freshly built state, on as many ranks as there were or on others."""
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """Put a snapshot's bytes into a freshly built state, on as many ranks as there were or on others.
+
+    Raises `UserError` for the snapshot of something else.
+    """
+    content = unpack(data)
+    try:
+        _put(state, content)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the checkpoint is not one of this run: {reason(error)}; restore it, or use --resume never to start over"
+        ) from None
+
+
+def _put(state: TrainState, content: dict[str, Any]) -> None:
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     match_layout(state.optimizer)

@@ -2,14 +2,19 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from helpers.runs import stop_after, untimed
 
+from cifar_dist.__main__ import main
 from cifar_dist.cli import evaluate
 from cifar_dist.config import TrainConfig
 from cifar_dist.record import checkpoint
@@ -317,3 +322,78 @@ def test_a_restart_looks_past_a_run_whose_starts_are_lost(tmp_path, monkeypatch)
             json.dumps({"config": {}, "dataset": {}, "starts": starts})
         )
     assert new_folder(TrainConfig(epochs=1)) == Path("runs/a")
+
+
+class Payload:
+    """What a file might hold to run code when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def put(folder: Path, data: bytes, name: str = "training.pt") -> None:
+    """Put a file into a checkpoint, whose manifest says that it belongs there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / name).write_bytes(data)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda path: saved(Payload(path)),
+        lambda path: pickle.dumps(Payload(path)),
+        lambda path: saved({"model": {"w": torch.ones(1)}, "progress": {"step": Payload(path)}}),
+        lambda _: saved({"model": 1, "optimizer": [], "ema": None, "progress": {}, "per_rank": {}}),
+        lambda _: saved([1, 2]),
+        lambda _: b"",
+        lambda _: b"PK\x03\x04" + 1000 * b"\0",
+    ],
+    ids=["zip", "pickle", "inside", "types", "list", "empty", "no zip"],
+)
+def test_a_state_that_is_not_ours_is_passed_over_and_runs_no_code(train, untested, tmp_path, capsys, what):
+    whole = train(*OPTIONS, name="whole")
+    newest = checkpoint.saved_steps(untested.folder / "checkpoints")[-1]
+    put(checkpoint.folder_for(untested.folder / "checkpoints", newest), what(tmp_path / "ran"))
+    capsys.readouterr()
+    assert train(*OPTIONS).status == 0
+    assert "skippedabrokencheckpoint:training.ptisnotwhatarunwrites" in "".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "ran").exists()
+    assert untested.weights() == whole.weights()
+
+
+def test_the_state_of_another_model_is_refused_in_one_line(train, untested, capsys):
+    other = train("--model", "mlp", "--steps", "2", name="other")
+    checkpoints = untested.folder / "checkpoints"
+    (theirs,) = (other.folder / "checkpoints").glob("step_*/training.pt")
+    for step in checkpoint.saved_steps(checkpoints):
+        put(checkpoint.folder_for(checkpoints, step), theirs.read_bytes())
+    before = content(untested.folder)
+    capsys.readouterr()
+    assert train(*OPTIONS).status == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the checkpoint is not one of this run: RuntimeError: Error(s) in loading")
+    assert content(untested.folder) == before
+
+
+def test_predictions_that_would_run_code_are_none(train, tmp_path, capsys):
+    run = train("--steps", "2", name="a")
+    for split in ("test", "val"):
+        logits = np.array([Payload(tmp_path / "ran")], dtype=object)
+        np.savez(run.folder / f"predictions-{split}.npz", step=2, logits=logits, targets=logits, places=logits)
+    capsys.readouterr()
+    assert main(["report", str(run.folder)]) == 0
+    assert "holds no predictions" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", str(run.folder)]) == 0
+    assert train("--steps", "2", name="a").status == 0
+    assert not (tmp_path / "ran").exists()
