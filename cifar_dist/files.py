@@ -18,6 +18,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from cifar_dist.text import size
 
+NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is none; other errors may pass
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
 
 

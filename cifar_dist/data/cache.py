@@ -13,7 +13,7 @@ import torch
 
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
 from cifar_dist.errors import UserError
-from cifar_dist.files import is_sealed, locked, read_json, sealed, write_synced
+from cifar_dist.files import NO_FILE, is_sealed, locked, read_json, sealed, write_synced
 from cifar_dist.text import reason
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
@@ -48,14 +48,14 @@ def recorded_fingerprint(folder: Path) -> str:
 
 
 def inspect_cache(folder: Path) -> CacheState:
-    """Read all of a cache from disk and compute its fingerprint anew."""
+    """Read all of a cache from disk and compute its fingerprint anew; raises `OSError` where that may be possible in a moment."""
     try:
         about: dict[str, Any] = read_json(folder / ABOUT)
         if not is_sealed(about):
             raise ValueError(f"{ABOUT} is not what was written")
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
         return CacheState(str(about["fingerprint"]), fingerprint(tuple(about["classes"]), arrays), "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (*NO_FILE, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         return CacheState(recorded_fingerprint(folder), "", reason(error))
 
 
@@ -97,7 +97,10 @@ def load_cached(folder: Path, decode: Callable[[], Decoded]) -> Dataset:
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
                 _write(folder, decode())
-    state = inspect_cache(folder)
+    try:
+        state = inspect_cache(folder)
+    except OSError as error:
+        raise UserError(f"the decoded data in {folder} can't be read: {error.strerror} ({error.filename})") from None
     if not state.whole:
         raise UserError(
             f"the decoded data in {folder} are damaged: {state.damage}; delete that folder, and they are decoded again"

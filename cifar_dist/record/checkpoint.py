@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_dist.files import clear_partials, partial_of, read_file, read_json, sync_folder, write_synced
+from cifar_dist.files import NO_FILE, clear_partials, partial_of, read_file, read_json, sync_folder, write_synced
 
 MANIFEST = "manifest.json"
-NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class Checkpoint(NamedTuple):

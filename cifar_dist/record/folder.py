@@ -13,7 +13,17 @@ from typing import Any, cast
 import numpy as np
 
 from cifar_dist.errors import UserError
-from cifar_dist.files import parse_json, read_file, read_json, stand_in, write_atomically, write_json, writing
+from cifar_dist.files import (
+    is_sealed,
+    parse_json,
+    read_file,
+    read_json,
+    sealed,
+    stand_in,
+    write_atomically,
+    write_json,
+    writing,
+)
 from cifar_dist.record.lines import ConfigRecord, Line, Summary
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summary.json"
@@ -51,6 +61,8 @@ class RunFolder:
                 raise self.damaged(CONFIG_FILE, f"it has no {name}")
         if not all(isinstance(start, dict) for start in content["starts"]):
             raise self.damaged(CONFIG_FILE, "starts are not what a run writes")
+        if "sha256" in content and not is_sealed(content):  # those of earlier versions have none
+            raise self.damaged(CONFIG_FILE, "it is not what the run wrote, so that going on might be another run")
         return cast(ConfigRecord | None, content)
 
     def summary(self) -> Summary | None:
@@ -73,6 +85,9 @@ class RunFolder:
         return UserError(
             f"{self.path / name} is damaged ({problem}); move the run folder away, or use another --output-dir"
         )
+
+    def write_config(self, content: ConfigRecord) -> None:
+        self.write_json(CONFIG_FILE, sealed({name: value for name, value in content.items() if name != "sha256"}))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_json(self.path / name, content)

@@ -17,7 +17,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.environment import changes, environment
-from cifar_dist.record.folder import CHANGES_FILE, CONFIG_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
+from cifar_dist.record.folder import CHANGES_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.runtime.launch import under_launcher
@@ -147,7 +147,7 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
             "dataset": describe(trainer.dataset, trainer.splits),
             "starts": [*starts, {"from_step": progress.step, **here}],
         }
-        run.folder.write_json(CONFIG_FILE, content)
+        run.folder.write_config(content)
         if (here.get("git_commit") or "").endswith("+"):
             write_atomically(run.folder.path / CHANGES_FILE, changes())
         run.folder.write_json(SUMMARY_FILE, {"status": "running", **size_of(trainer)})

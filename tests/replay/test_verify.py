@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from cifar_dist.__main__ import main
 from cifar_dist.record import checkpoint
+from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.lines import ConfigRecord
 from cifar_dist.replay.job import done_in_one_way, stretches
 from cifar_dist.replay.states import kept_digests, recorded_digests
@@ -73,7 +74,7 @@ def test_another_machine_is_named_beforehand(train, capsys):
     record = run.json("config.json")
     record["starts"][0]["kernels"]["cpu"] = "AVX9"
     record["starts"][0]["packages"]["torch"] = "1.0"
-    (run.folder / "config.json").write_text(json.dumps(record))
+    RunFolder(run.folder).write_config(record)
     _, said = verify(run, "--segments", "1")
     assert len(said["machine"]) == 2
     assert said["machine"][0].startswith("torch is ") and said["machine"][0].endswith(", was 1.0")
@@ -100,7 +101,7 @@ def test_data_that_are_gone_are_named(train, capsys):
     run = train()
     record = run.json("config.json")
     record["config"]["data"] = "/no/such"
-    (run.folder / "config.json").write_text(json.dumps(record))
+    RunFolder(run.folder).write_config(record)
     assert main(["verify", str(run.folder), "--segments", "1"]) == 2
     assert "can't be done again: --data /no/such is not" in capsys.readouterr().err
 

@@ -254,6 +254,7 @@ def put(file: str, *where, value):
         for key in where[:-1]:
             inner = inner[key]
         inner[where[-1]] = value
+        content.pop("sha256", None)  # as of a version that didn't seal it
         (folder / file).write_text(json.dumps(content) + "\n" + rest)
 
     return damage
@@ -334,7 +335,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def put(folder: Path, data: bytes, name: str = "training.pt") -> None:
+def put_into(folder: Path, data: bytes, name: str = "training.pt") -> None:
     """Put a file into a checkpoint, whose manifest says that it belongs there."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -364,7 +365,7 @@ def saved(content: object) -> bytes:
 def test_a_state_that_is_not_ours_is_passed_over_and_runs_no_code(train, untested, tmp_path, capsys, what):
     whole = train(*OPTIONS, name="whole")
     newest = checkpoint.saved_steps(untested.folder / "checkpoints")[-1]
-    put(checkpoint.folder_for(untested.folder / "checkpoints", newest), what(tmp_path / "ran"))
+    put_into(checkpoint.folder_for(untested.folder / "checkpoints", newest), what(tmp_path / "ran"))
     capsys.readouterr()
     assert train(*OPTIONS).status == 0
     assert "skippedabrokencheckpoint:training.ptisnotwhatarunwrites" in "".join(capsys.readouterr().out.split())
@@ -377,7 +378,7 @@ def test_the_state_of_another_model_is_refused_in_one_line(train, untested, caps
     checkpoints = untested.folder / "checkpoints"
     (theirs,) = (other.folder / "checkpoints").glob("step_*/training.pt")
     for step in checkpoint.saved_steps(checkpoints):
-        put(checkpoint.folder_for(checkpoints, step), theirs.read_bytes())
+        put_into(checkpoint.folder_for(checkpoints, step), theirs.read_bytes())
     before = content(untested.folder)
     capsys.readouterr()
     assert train(*OPTIONS).status == 2
@@ -397,3 +398,15 @@ def test_predictions_that_would_run_code_are_none(train, tmp_path, capsys):
     assert main(["compare", str(run.folder)]) == 0
     assert train("--steps", "2", name="a").status == 0
     assert not (tmp_path / "ran").exists()
+
+
+def test_one_wrong_digit_among_the_options_is_noticed(train, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        run = train()
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))
+    capsys.readouterr()
+    assert train("--resume", str(run.folder)).status == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "config.json is damaged (it is not what the run wrote" in line
