@@ -82,6 +82,15 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN] if more else names) + more
 
 
+def ranks(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> ranks 0-2, 5."""
+    known = set(numbers)
+    starts = sorted(n for n in known if n - 1 not in known)
+    ends = sorted(n for n in known if n + 1 not in known)
+    spans = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    return f"rank{'s' * (len(known) > 1)} {', '.join(spans)}"
+
+
 def option_text(value: Any) -> str:
     """Return an option's value as the command line has it: crop flip, none, yes; - where it has none or no effect."""
     if isinstance(value, list | tuple):

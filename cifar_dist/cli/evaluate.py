@@ -16,6 +16,7 @@ from cifar_dist.options import OneLineParser, add_flags, check_output, with_laun
 from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
+from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import percent
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.weights import load_weights
@@ -89,7 +90,8 @@ def _evaluate(argv: Sequence[str]) -> int:
         console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
 
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
-    result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
+    with Watch():
+        result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
     console.result_table(
         dataset.classes, result.confusion, result.second, f"{about['model']}, {options.split} images of {dataset.name}"
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
+from cifar_dist import text
+
 Status = Literal["ok", "warning", "failed", "skipped"]
 GB = 1e9
 
@@ -50,12 +52,8 @@ def failed(name: str, text: str, advice: str) -> Line:
 
 
 def ranks(answers: Iterable[Answer]) -> str:
-    """[0, 1, 2, 5] -> `ranks 0-2, 5`."""
-    numbers = sorted(answer.rank for answer in answers)
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    spans = [f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
-    return f"rank{'s' * (len(numbers) > 1)} {', '.join(spans)}"
+    """Return who says so: `ranks 0-2, 5`."""
+    return text.ranks(answer.rank for answer in answers)
 
 
 def hosts(answers: Iterable[Answer]) -> dict[str, Answer]:

@@ -61,6 +61,12 @@ def meeting_place(timeout: timedelta) -> dict[str, Any]:
     return {"store": prefixed, "rank": env_int("RANK", 0), "world_size": size}
 
 
+def notice_board(timeout: timedelta) -> Any:
+    """Return the store of the launch, with a connection of its own: another thread may use it while this one waits."""
+    where = os.environ["MASTER_ADDR"], env_int("MASTER_PORT", 0)
+    return unlisted.TCPStore(*where, is_master=False, timeout=timeout)
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

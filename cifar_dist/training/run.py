@@ -21,6 +21,7 @@ from cifar_dist.record.folder import CHANGES_FILE, SUMMARY_FILE, TRAINING_FILE, 
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
 from cifar_dist.runtime.launch import under_launcher
+from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import count, reason
 from cifar_dist.tracking.link import resolve_mode
 from cifar_dist.training.build import Trainer, build, fit_to_images
@@ -43,16 +44,17 @@ def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignal
     """
     locks: list[BaseFileLock] = []  # rank 0's
     try:
-        return train_and_test(config, given, signals, locks)
+        with Watch() as watch:
+            return train_and_test(config, given, signals, locks, watch)
     finally:
         for held in locks:
             held.release()
 
 
 def train_and_test(
-    config: TrainConfig, given: Mapping[str, Any], signals: StopSignals, locks: list[BaseFileLock]
+    config: TrainConfig, given: Mapping[str, Any], signals: StopSignals, locks: list[BaseFileLock], watch: Watch
 ) -> Signals | None:
-    """Do what `train_run` does, in a folder whose lock is added to `locks`."""
+    """Do what `train_run` does, in a folder whose lock is added to `locks`, watched over."""
     console = Console(speaks=rank() == 0)
     mode = on_main(lambda: resolve_mode(config.wandb))
     start = on_main(lambda: open_folder(config, given, locks))
@@ -66,6 +68,7 @@ def train_and_test(
     except (UserError, OSError):
         on_main(lambda: leave_nothing(start))
         raise
+    watch.progress = run.trainer.state.progress
     views = Views(run, mode) if run.trainer.rank == 0 else None
     try:
         signals.defer_interrupt()
