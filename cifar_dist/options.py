@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 
+SEEN = " seen"  # where a parser keeps the values it has met; no option can have this name
 PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint")  # options that may begin with a ~
 
 
@@ -54,6 +55,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(allow_abbrev=False, **keywords)
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
         self.word_is: str | None = None  # the option that a word alone means
 
     def add_word(self, name: str, metavar: str, help: str) -> None:
@@ -78,7 +81,7 @@ class OneLineParser(argparse.ArgumentParser):
             raise UserError(f"unknown option {name!r}.{_meant(name, flags)} --help lists them all")
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
-        given = vars(known)
+        given = {name: value for name, value in vars(known).items() if name != SEEN}
         if self.word_is and "word" in given:
             if self.word_is in given:
                 raise UserError(f"{given['word']} and {flag(self.word_is)} both say which; leave one out")
@@ -137,7 +140,7 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequen
         place = groups.get(titles.get(f.name, ""), parser)
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(f.metadata["help"], f.default)}
         if hints[f.name] is bool:
-            keywords["action"] = argparse.BooleanOptionalAction
+            keywords["action"] = _Switch
         elif get_origin(hints[f.name]) is tuple:
             keywords |= {"action": _Words, "nargs": "+", "element": get_args(hints[f.name])[0]}
         else:
@@ -176,6 +179,33 @@ def _reader(name: str, hint: Any) -> Any:
     return read
 
 
+def _set_once(namespace: argparse.Namespace, name: str, value: Any, option: str | None) -> None:
+    """Give an option its value; raises `UserError` where it already has another: one of them would be silently lost."""
+    seen = vars(namespace).setdefault(SEEN, {})
+    if option and seen.setdefault(name, value) != value:
+        shown = [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (seen[name], value)]
+        raise UserError(f"{flag(name)} is given twice, as {shown[0]} and as {shown[1]}; leave one out")
+    setattr(namespace, name, value)
+
+
+class _Once(argparse.Action):
+    """One value."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        _set_once(namespace, self.dest, values, option_string)
+
+
+class _Switch(argparse.BooleanOptionalAction):
+    """--this or --no-this."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        _set_once(namespace, self.dest, not (option_string or "").startswith("--no-"), option_string)
+
+
 class _Words(argparse.Action):
     """One or more words; the single word `none` gives an empty tuple."""
 
@@ -196,7 +226,7 @@ class _Words(argparse.Action):
             raise UserError(
                 f"{option_string} takes {'words' if self.element is str else 'numbers'}, got {' '.join(values)!r}"
             ) from None
-        setattr(namespace, self.dest, items)
+        _set_once(namespace, self.dest, items, option_string)
 
 
 def to_words(options: Mapping[str, Any]) -> list[str]:

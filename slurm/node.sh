@@ -8,7 +8,18 @@ export PET_SIGNALS_TO_HANDLE=SIGINT # the launcher's own handler of SIGTERM woul
 
 if [ "${LOCAL_DATA:-}" ]; then
   # shellcheck disable=SC2086 # CONTAINER is a command with its options
-  ${CONTAINER:-} python -m cifar_dist.slurm.job copy-data "$SHARED_DATA" "$LOCAL_DATA" && set -- "$@" --data-dir "$LOCAL_DATA"
+  if ${CONTAINER:-} python -m cifar_dist.slurm.job copy-data "$SHARED_DATA" "$LOCAL_DATA"; then
+    words=()
+    while (($#)); do # all but --data-dir, which can be given once only
+      case $1 in
+        --data[-_]dir) shift ;;
+        --data[-_]dir=*) ;;
+        *) words+=("$1") ;;
+      esac
+      shift
+    done
+    set -- "${words[@]}" --data-dir "$LOCAL_DATA"
+  fi
 fi
 if [ "$1" = accelerate ]; then set -- accelerate launch --machine_rank "$SLURM_NODEID" "${@:3}"; fi
 # shellcheck disable=SC2086 # CONTAINER is a command with its options

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers.runs import Result, write_class_folders
+from helpers.runs import Result, words, write_class_folders
 from helpers.wandb_server import stub_server
 
 from cifar_dist.cli import train as train_command
@@ -68,10 +68,11 @@ def train(folders, data_dir, tmp_path, monkeypatch) -> Callable[..., Result]:
         AcceleratorState._reset_state(True)
         for attribute, method in methods.items():
             monkeypatch.setattr(Views, attribute, method if pictures else lambda _: None)
-        where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / name)]
-        small = ["--model", "lenet", "--batch-size", "32", "--log-every", "3", "--threads", "1"]
-        small += [] if "--steps" in options else ["--epochs", "3"]
-        return Result(train_command.main([*where, *small, *options]), tmp_path / name)
+        usual = {"--data": folders, "--data-dir": data_dir, "--output-dir": tmp_path / name, "--epochs": 3}
+        usual |= {"--model": "lenet", "--batch-size": 32, "--log-every": 3, "--threads": 1}
+        if any(option.startswith("--steps") for option in options):
+            del usual["--epochs"]
+        return Result(train_command.main(words(usual, options)), tmp_path / name)
 
     return run
 

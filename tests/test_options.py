@@ -36,8 +36,6 @@ def test_values_of_every_kind_are_read():
             [
                 "--model",
                 "resnet",
-                "--schedule",
-                "one-cycle",
                 "--augment",
                 "none",
                 "--milestones",

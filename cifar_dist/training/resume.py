@@ -13,7 +13,7 @@ from filelock import BaseFileLock, SoftFileLock, Timeout
 
 from cifar_dist.config import TrainConfig, changed_fields, flag
 from cifar_dist.errors import UserError
-from cifar_dist.files import acquire, clear_partials, partial_of, stand_in, sync_folder, write_atomically
+from cifar_dist.files import acquire, clear_partials, partial_of, stand_in, sync_folder, sync_tree, write_atomically
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import (
     BEGUN_FILE,
@@ -167,7 +167,9 @@ def fork(source: Path, step: int | None, path: Path) -> None:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_COPIED))
         if step is not None:
             checkpoint.discard_after(partial / CHECKPOINTS, step)
+        sync_tree(partial)
         partial.rename(path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

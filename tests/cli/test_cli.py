@@ -270,3 +270,12 @@ def test_a_terminal_without_our_characters_is_no_error(train, words):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize(
+    "argv", ["--lr 0.1 --lr 0.2", "--nesterov --no-nesterov", "--augment crop --augment flip", "--lr=0.1 --lr 0.2"]
+)
+def test_an_option_that_is_given_twice_has_one_value_or_is_refused(train, capsys, argv):
+    assert train(*argv.split()).status == 2
+    assert "is given twice, as " in capsys.readouterr().err
+    assert train("--lr", "0.1", "--lr=1e-1", "--steps", "1").status == 0

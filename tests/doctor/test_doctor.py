@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from filelock import FileLock
-from helpers.runs import ROOT, torchrun
+from helpers.runs import ROOT, torchrun, words
 
 from cifar_dist.__main__ import main
 from cifar_dist.cli import doctor as doctor_command
@@ -43,7 +43,8 @@ def doctor(options, capsys, monkeypatch):
 
     def run(*more: str) -> tuple[int, dict[str, Line]]:
         AcceleratorState._reset_state(True)
-        status = main(["doctor", "--json", *options, *more])
+        usual = dict(zip(options[::2], options[1::2], strict=True))
+        status = main(["doctor", "--json", *words(usual, more)])
         return status, by_name(capsys.readouterr().out)
 
     return run

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,12 @@ class Result(NamedTuple):
 def untimed(lines: list[dict]) -> list[dict]:
     """Metrics lines without what a clock says."""
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def words(usual: dict[str, object], options: Sequence[str]) -> list[str]:
+    """Options, after those usual ones that they don't name: none may be given twice."""
+    given = {option.partition("=")[0].replace("_", "-") for option in options}
+    return [word for flag, value in usual.items() if flag not in given for word in (flag, str(value))] + [*options]
 
 
 def torchrun(world_size: int, command: list[str], *, check: bool = True) -> subprocess.CompletedProcess:
