@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-gpu lint type setup setup-dev clean
+.PHONY: help train test test-slow test-gpu lint type faults setup setup-dev clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -19,6 +19,9 @@ test-slow: setup-dev ## the tests with several real processes
 
 test-gpu: setup-dev ## the tests that need a GPU, ten minutes at most; again for what is left
 	$(BIN)/python benchmarks/gpu.py correctness
+
+faults: setup-dev ## 1,000 faults of file operations, and twelve of processes: an hour; needs gcc
+	$(BIN)/python benchmarks/faults.py && $(BIN)/python benchmarks/faults.py --soak 50 && $(BIN)/python benchmarks/faults.py --ranks 12
 
 lint: setup-dev ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

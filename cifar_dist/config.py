@@ -330,7 +330,9 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(fits(part, inner[0]) for part in value)
     if kind is UnionType:
         return any(fits(value, one) for one in inner)
-    return type(value) in ((int, float) if hint is float else (hint,))
+    return type(value) in ((int, float) if hint is float else (hint,)) and not (
+        type(value) is int and abs(value) >= 2**63
+    )
 
 
 def check_bounds(options: Any) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from cifar_dist.text import shortened
+
 T = TypeVar("T")
 
 
@@ -14,7 +16,9 @@ class UserError(Exception):
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """Return the error for a `name` that is not among `choices`, naming the nearest and then all of them."""
     choices = list(choices)
-    return UserError(f"unknown {kind} {name!r}.{did_you_mean(name, choices)} Choose one of: {', '.join(choices)}")
+    return UserError(
+        f"unknown {kind} {shortened(repr(name))}.{did_you_mean(name, choices)} Choose one of: {', '.join(choices)}"
+    )
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Exit statuses, and the one place where exceptions become lines and statuses."""
 
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import torch
 from cifar_dist.errors import DivergedError, UserError
 from cifar_dist.record.checkpoint import BrokenCheckpointError
 from cifar_dist.runtime import collectives, launch
-from cifar_dist.text import printable
+from cifar_dist.text import printable, shortened
 
 OUT_OF_MEMORY = "out of memory"
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -51,6 +52,8 @@ def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str
         status, message = FAILED, f"failed: {error}; try a lower --lr, a longer --warmup or --max-grad-norm 1"
     except (BrokenCheckpointError, OSError) as error:
         status, message = FAILED, f"failed: {error}" + f"; {after_a_failure}" * bool(after_a_failure)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            status, message = WRONG_INPUT, f"error: {error.strerror}: {shortened(str(error.filename))}"
     except KeyboardInterrupt:
         status, message = FAILED, "interrupted before there was anything to save"
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
+from cifar_dist.text import shortened
 
 SEEN = " seen"  # where a parser keeps the values it has met; no option can have this name
 PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint")  # options that may begin with a ~
@@ -165,13 +166,17 @@ def _reader(name: str, hint: Any) -> Any:
     def read(word: str) -> Any:
         if optional and word.lower() == "none":
             return None
+        if not word:
+            raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
         if choices:
             word = word.replace("-", "_")
         try:
             value = kind(word)
         except ValueError:
             what = {int: "a whole number", float: "a number"}[kind]
-            raise UserError(f"{flag(name)} must be {what}, got {word!r}") from None
+            raise UserError(f"{flag(name)} must be {what}, got {shortened(repr(word))}") from None
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{flag(name)} must be a number of at most 64 bits, got {shortened(word)}")
         if choices and value not in choices:
             raise unknown(flag(name), word, choices)
         return value

@@ -18,8 +18,12 @@ def printable(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what happened, in one line: of some libraries' messages the beginning."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST)
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return the text, or its beginning."""
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def percent(share: float | None, digits: int = 2) -> str:

@@ -77,6 +77,17 @@ def client_environment(folder: Path) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
+MODES: dict[str, Mode] = {  # of the wandb client
+    "": "auto",
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
 def resolve_mode(mode: Mode) -> Mode:
     """Return what `--wandb` means here: WANDB_MODE, or what `wandb offline` stored, decides what `auto` leaves open. Raises `UserError`.
 
@@ -87,8 +98,11 @@ def resolve_mode(mode: Mode) -> Mode:
         wanted = os.environ.get(
             "WANDB_MODE", "disabled" if settings.get("disabled") == "true" else settings.get("mode", "")
         ).lower()
-        modes: dict[str, Mode] = {"offline": "offline", "dryrun": "offline", "disabled": "disabled", "online": "online"}
-        return modes.get(wanted, "auto")
+        if wanted not in MODES and "WANDB_MODE" in os.environ:
+            raise UserError(
+                f"WANDB_MODE={wanted} is not one of online, offline, disabled; set one of them, or unset it"
+            )
+        return MODES.get(wanted, "auto")
     if mode == "online" and not has_key():
         raise UserError(
             "--wandb online needs an API key; run wandb login, or set WANDB_API_KEY, or use --wandb offline and sync later"

@@ -136,13 +136,19 @@ def save_checkpoint(run: Run) -> None:
             checkpoint.save(run.folder.checkpoints, progress.step, files)
             if progress.best_step == progress.step:
                 write_atomically(run.folder.path / WEIGHTS_FILE, weights)
-            every, steps = trainer.config.keep_every, checkpoint.saved_steps(run.folder.checkpoints)
-            keep = [step for step in steps if every and step % (every * trainer.plan.steps_per_epoch) == 0]
-            keep += [progress.best_step] if progress.best_step is not None else []
-            return checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
+            return prune_checkpoints(run)
 
         for problem in on_main(write):
             run.console.warn(problem)
+
+
+def prune_checkpoints(run: Run) -> list[str]:
+    """Drop the checkpoints that the configuration doesn't keep; returns what was in the way. Rank 0 only, where the newest is whole."""
+    trainer, progress = run.trainer, run.trainer.state.progress
+    every, steps = trainer.config.keep_every, checkpoint.saved_steps(run.folder.checkpoints)
+    keep = [step for step in steps if every and step % (every * trainer.plan.steps_per_epoch) == 0]
+    keep += [progress.best_step] if progress.best_step is not None else []
+    return checkpoint.prune(run.folder.checkpoints, trainer.config.keep_checkpoints, keep)
 
 
 def follow_up(run: Run, weights: bytes) -> None:

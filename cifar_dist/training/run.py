@@ -30,7 +30,7 @@ from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
-from cifar_dist.training.recording import Run, keep_predictions, result_line
+from cifar_dist.training.recording import Run, keep_predictions, prune_checkpoints, result_line
 from cifar_dist.training.resume import StartingPoint, best_weights, check_lines, leave_nothing, open_folder, take_over
 from cifar_dist.training.state import Progress, restore
 from cifar_dist.training.views import Views
@@ -144,6 +144,8 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
         if problem:
             run.console.warn(problem)
         take_over(run.folder, start.saved.step if start.saved else None, best)
+        for problem in prune_checkpoints(run):  # what the last start would have dropped, had it lived
+            run.console.warn(problem)
         starts = start.recorded["starts"] if start.recorded else []
         content: ConfigRecord = {
             "config": trainer.config.to_dict(),
