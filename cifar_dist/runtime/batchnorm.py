@@ -58,6 +58,7 @@ class RunningStatistics:
     def __init__(self, model: nn.Module) -> None:
         self.layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.momenta = [float(layer.momentum or 0.0) for layer in self.layers]
+        self.compiled = False  # then a layer's momentum is part of what is compiled, and must not change
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -67,16 +68,24 @@ class RunningStatistics:
     def counters(self) -> list[Tensor]:
         return [layer.num_batches_tracked for layer in self.layers if layer.num_batches_tracked is not None]
 
-    def weigh(self, weights: Sequence[float], i: int) -> None:
-        """Set the momenta for micro-batch `i` so that a whole step updates once, by the weighted mean over micro-batches.
+    @contextmanager
+    def weighed(self, weights: Sequence[float], i: int) -> Iterator[None]:
+        """Let micro-batch `i` pass inside so that a whole step updates once, by the weighted mean over micro-batches.
 
         With shares w_j of the step, momentum a_i = m w_i / (1 - m (w_i+1 + w_i+2 + ...)) makes the sequence of updates
         equal r <- (1 - m) r + m (w_0 s_0 + w_1 s_1 + ...).
         """
         total = max(1, sum(weights))
         now, later = weights[i] / total, sum(weights[i + 1 :]) / total
-        for layer, m in zip(self.layers, self.momenta, strict=True):
-            layer.momentum = m * now / (1 - m * later)
+        momenta = [m * now / (1 - m * later) for m in self.momenta]
+        if self.compiled and len(weights) > 1:
+            with self.of_one_batch() as seen:
+                yield
+            self._blend(seen, momenta)
+            return
+        for layer, momentum in zip(self.layers, momenta, strict=True):
+            layer.momentum = momentum
+        yield
 
     @contextmanager
     def of_one_batch(self) -> Iterator[list[Tensor]]:
@@ -92,8 +101,11 @@ class RunningStatistics:
 
     def update(self, seen: Sequence[Tensor]) -> None:
         """Blend in a step's statistics, one for each of `buffers`, as one batch of these would have done."""
+        self._blend(seen, self.momenta)
+
+    def _blend(self, seen: Sequence[Tensor], momenta: Sequence[float]) -> None:
         for i, (buffer, values) in enumerate(zip(self.buffers, seen, strict=True)):
-            buffer.lerp_(values, self.momenta[i // 2])
+            buffer.lerp_(values, momenta[i // 2])
         for counter in self.counters:
             counter += 1
 

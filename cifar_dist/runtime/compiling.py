@@ -27,3 +27,8 @@ def eagerly(model: nn.Module) -> AbstractContextManager[object]:
     if model._compiled_call_impl is None:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def never_compiled(model: nn.Module) -> None:
+    """Let a compiled model be called uncompiled from now on."""
+    model._compiled_call_impl = None

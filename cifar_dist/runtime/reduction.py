@@ -46,9 +46,11 @@ class MeanOverRanks:
     @contextmanager
     def micro_batch(self, step: int, i: int) -> Iterator[None]:
         weights = self.plan.statistics_weights(step, self.accelerator.process_index)
-        self.statistics.weigh(weights, i)
         last = i == len(weights) - 1
-        with nullcontext() if last else self.accelerator.no_sync(self.wrapped):  # one all-reduce a step
+        with (
+            self.statistics.weighed(weights, i),
+            nullcontext() if last else self.accelerator.no_sync(self.wrapped),  # one all-reduce a step
+        ):
             yield
 
     def finish(self, step: int) -> None:

@@ -84,6 +84,8 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         compile_model(model, accelerator.device, config.data_dir)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config))
     wrapped = accelerator.prepare_model(model, evaluation_mode=config.exact_shards is not None)  # then without DDP
+    statistics = RunningStatistics(model)
+    statistics.compiled = config.compile
     return TrainState(
         model=model,
         wrapped=wrapped,
@@ -93,7 +95,7 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         ema=ema,
         sums=TrainSums(accelerator.device),
         masks=DropoutMasks(model, config.seed),
-        statistics=RunningStatistics(model),
+        statistics=statistics,
         ema_statistics=RunningStatistics(ema.module) if ema else None,
     )
 

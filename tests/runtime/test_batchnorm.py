@@ -6,23 +6,28 @@ from cifar_dist.models import build_model
 from cifar_dist.runtime.batchnorm import RunningStatistics, SyncBatchNorm2d
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("weights", [(3, 3, 2), (1, 1, 1, 1), (5,), (7, 0, 1)])
-def test_a_step_of_several_micro_batches_updates_once_by_their_weighted_mean(weights):
+def test_a_step_of_several_micro_batches_updates_once_by_their_weighted_mean(weights, compiled):
     layer = nn.BatchNorm2d(4, momentum=0.3)
     layer.running_mean.normal_()
     before = layer.running_mean.clone(), layer.running_var.clone()
-    statistics = RunningStatistics(layer)
+    statistics, momenta = RunningStatistics(layer), set()
+    statistics.compiled = compiled
     means, variances = torch.zeros(4), torch.zeros(4)
     for i, weight in enumerate(weights):
         x = torch.randn(8, 4, 5, 5) * (i + 1) + i
-        statistics.weigh(weights, i)
-        layer(x)
+        with statistics.weighed(weights, i):
+            layer(x)
+            momenta.add(layer.momentum)
         means += weight / sum(weights) * x.mean(dim=(0, 2, 3))
         variances += weight / sum(weights) * x.transpose(0, 1).flatten(1).var(dim=1)
     torch.testing.assert_close(layer.running_mean, 0.7 * before[0] + 0.3 * means)
     torch.testing.assert_close(layer.running_var, 0.7 * before[1] + 0.3 * variances)
-    statistics.weigh((4,), 0)
-    assert layer.momentum == pytest.approx(0.3)  # a step of one micro-batch, like a short last batch, is as ever
+    assert layer.num_batches_tracked == len(weights)
+    assert not compiled or len(momenta) == 1  # each would be compiled anew
+    with statistics.weighed((4,), 0):
+        assert layer.momentum == pytest.approx(0.3)  # a step of one micro-batch, like a short last batch, is as ever
 
 
 def test_statistics_go_into_a_vector_and_back():

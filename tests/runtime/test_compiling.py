@@ -10,8 +10,9 @@ from safetensors.torch import load
 from torch._dynamo.utils import counters
 
 from cifar_dist.console import Console
-from cifar_dist.training import engine
+from cifar_dist.training import engine, state
 from cifar_dist.training.build import Trainer
+from cifar_dist.training.warmup import distance
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler on this machine"
@@ -141,3 +142,52 @@ def test_a_run_keeps_whether_it_is_compiled(train, capsys):
     train("--steps", "1")
     assert train("--steps", "1", "--compile").status == 2
     assert "--compile" in capsys.readouterr().err
+
+
+def wrongly(factor: float):
+    """What compiles a model to something else."""
+
+    def compile_model(model: torch.nn.Module, *_: object) -> None:
+        model.compile(backend=lambda graph, _: lambda *x: tuple(out * factor for out in graph(*x)), dynamic=False)
+
+    return compile_model
+
+
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
+@pytest.mark.parametrize("options", [[], ["--exact-shards", "4"], ["--micro-batch-size", "8", "--model", "zhang"]])
+def test_a_compiler_that_computes_something_else_is_not_used(fresh, monkeypatch, capsys, factor, options):
+    eager = fresh(*options, name="eager")
+    monkeypatch.setattr(state, "compile_model", wrongly(factor))
+    capsys.readouterr()
+    compiled = fresh(*options, "--compile", name="compiled")
+    assert "where 0.05 is allowed: this run is not compiled" in " ".join(capsys.readouterr().out.split())
+    assert untimed(compiled.metrics()) == untimed(eager.metrics())
+    ours, theirs = load(compiled.weights()), load(eager.weights())
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_compiler_that_computes_the_same_is_used(fresh, monkeypatch, capsys):
+    monkeypatch.setattr(state, "compile_model", wrongly(1.0))
+    assert fresh("--compile").status == 0
+    assert "compiled in" in capsys.readouterr().out and counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("model", ["lenet", "zhang"])  # without and with batch norm, whose momentum varies
+def test_accumulation_compiles_once(fresh, monkeypatch, model):
+    monkeypatch.setattr(state, "compile_model", wrongly(1.0))
+    assert fresh("--model", model, "--micro-batch-size", "4", "--compile").status == 0
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_distances_of_gradients():
+    one, other = (
+        [torch.tensor(2.0), torch.ones(4), torch.full((4,), 1e-6)],
+        [torch.tensor(2.0), torch.ones(4), torch.zeros(4)],
+    )
+    assert distance(one, one) == 0
+    assert distance(other, one) == pytest.approx(
+        2e-6 / 0.02, rel=0.1
+    )  # a tensor of next to nothing counts as a hundredth
+    assert distance([torch.tensor(2.0), 1.1 * torch.ones(4), one[2]], one) == pytest.approx(0.1)
+    assert distance([torch.tensor(float("nan")), *one[1:]], one) == float("inf")
+    assert distance(one, [torch.tensor(float("inf")), *one[1:]]) == 0
