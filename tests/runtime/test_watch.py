@@ -1,6 +1,7 @@
 """Hung ranks are named, with where they are, by whoever still can; ranks that work are not."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -140,12 +141,12 @@ def test_a_hung_rank_of_a_real_run_is_named_whichever_it_is_and_the_run_goes_on(
     try:
         assert any(line.startswith("step ") for line in iter(ranks[0].stdout.readline, ""))
         ranks[1].send_signal(signal.SIGSTOP)
-        named = f"(process {ranks[1].pid}) has said nothing for 3 s, and the others wait for it; it was at step "
-        assert named in says(0, "rank 1 on ")
+        named = rf"\(process {ranks[1].pid}\) has said nothing for \d+ s, and the others wait for it; it was at step \d+, in "
+        assert re.search(named, says(0, "rank 1 on "))
         ranks[1].send_signal(signal.SIGCONT)
         says(0, "is back")
         ranks[0].send_signal(signal.SIGSTOP)
-        assert f"127.0.0.1:{port} for 3 s" in says(1, "rank 0, or its launcher, has not answered at")
+        assert f"127.0.0.1:{port} for " in says(1, "rank 0, or its launcher, has not answered at")
         ranks[0].send_signal(signal.SIGCONT)
         for process in ranks:
             process.send_signal(signal.SIGTERM)
