@@ -7,6 +7,7 @@ import pytest
 from helpers.runs import ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PERFORMANCE.md", "docs/EXPERIMENTS.md")
+DOCUMENTS += ("docs/RELIABILITY.md",)
 FOLDERS = sorted(path.name for path in (ROOT / "cifar_dist").iterdir() if path.is_dir() and path.name != "__pycache__")
 ROOTS = "|".join([*FOLDERS, "cifar_dist", "tests", "benchmarks", "docs", "launch"])
 PATH = re.compile(rf"(?<![\w/.-])(?:(?:{ROOTS})/[\w/]*(?:\.\w+)?|[\w/]+\.py)(?![\w/-])")
