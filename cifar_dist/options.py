@@ -59,6 +59,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.register("action", None, _Once)
         self.register("action", "store", _Once)
         self.word_is: str | None = None  # the option that a word alone means
+        self.lists_all = "--help"  # the option that lists them all
 
     def add_word(self, name: str, metavar: str, help: str) -> None:
         """Let one word alone be the value of the option `name`."""
@@ -79,7 +80,7 @@ class OneLineParser(argparse.ArgumentParser):
         if rest and rest[0].startswith("-"):
             flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
             name = rest[0].split("=")[0]
-            raise UserError(f"unknown option {name!r}.{_meant(name, flags)} --help lists them all")
+            raise UserError(f"unknown option {name!r}.{_meant(name, flags)} {self.lists_all} lists them all")
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; every option starts with -- (see --help)")
         given = {name: value for name, value in vars(known).items() if name != SEEN}
@@ -128,8 +129,17 @@ def check_output(output: str | None) -> None:
         raise UserError(f"--output {output} is {what}, which would not be replaced; give a file's name")
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequence[str] = ()) -> None:
-    """Add one flag a field (of `names`, or all), those of a `TrainConfig` in groups; flags that aren't given stay out of the result."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    config_class: type,
+    names: Sequence[str] = (),
+    values: Any = None,
+    explained: Sequence[str] = (),
+) -> None:
+    """Add one flag a field (of `names`, or all), those of a `TrainConfig` in groups; flags that aren't given stay out of the result.
+
+    The help shows the `values` that are in force unless they are given (default: the class's), of the fields `explained` (or all).
+    """
     hints = get_type_hints(config_class)
     titles = (
         {name: title for title, members in GROUPS.items() for name in members} if config_class is TrainConfig else {}
@@ -139,7 +149,10 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type, names: Sequen
         if names and f.name not in names:
             continue
         place = groups.get(titles.get(f.name, ""), parser)
-        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(f.metadata["help"], f.default)}
+        shown = _help(f.metadata["help"], getattr(values, f.name, f.default))
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": shown}
+        if explained and f.name not in explained:
+            keywords["help"] = argparse.SUPPRESS
         if hints[f.name] is bool:
             keywords["action"] = _Switch
         elif get_origin(hints[f.name]) is tuple:
@@ -232,6 +245,16 @@ class _Words(argparse.Action):
                 f"{option_string} takes {'words' if self.element is str else 'numbers'}, got {' '.join(values)!r}"
             ) from None
         _set_once(namespace, self.dest, items, option_string)
+
+
+def option_value(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option of train.py, its last one, in any of its spellings: --output-dir X, --output_dir=X."""
+    value = None
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        option, equals, rest = word.partition("=")
+        if option.replace("_", "-") == flag(name):
+            value = rest if equals else following
+    return value
 
 
 def to_words(options: Mapping[str, Any]) -> list[str]:

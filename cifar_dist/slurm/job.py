@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.options import option_value
 from cifar_dist.record.folder import RunFolder
-from cifar_dist.slurm.squeue import fill, folder_pattern, option_value
+from cifar_dist.slurm.squeue import fill, folder_pattern
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,12 +7,11 @@ whole cluster's jobs, is left out of some builds, and changes its types from rel
 import os
 import re
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_dist.config import flag
 from cifar_dist.errors import UserError
+from cifar_dist.options import option_value
 from cifar_dist.slurm.sbatch import TEMPLATES
 
 SEPARATOR = "\x1f"
@@ -111,16 +110,6 @@ def run_folder(job: Job) -> Path | None:
         sweep = words[0] if template == "sweep" and words and not words[0].startswith("-") else None
         pattern = folder_pattern(option_value(words, "output_dir"), sweep, job.task is not None)
     return Path(job.directory) / fill(pattern, job.name, job.job_id, job.array_id, job.task)
-
-
-def option_value(words: Sequence[str], name: str) -> str | None:
-    """Return the value of an option of train.py, its last one, in any of its spellings: --output-dir X, --output_dir=X."""
-    value = None
-    for word, following in zip(words, [*words[1:], None], strict=False):
-        option, equals, rest = word.partition("=")
-        if option.replace("_", "-") == flag(name):
-            value = rest if equals else following
-    return value
 
 
 def folder_pattern(output_dir: str | None, sweep: str | None, is_array: bool) -> str:

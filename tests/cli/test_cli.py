@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from helpers.runs import ROOT
 
 from cifar_dist.cli import evaluate
 from cifar_dist.cli import train as train_command
+from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.runtime import accelerator
 
 WRONG = [
@@ -27,7 +29,7 @@ WRONG = [
     ("--model resnet20 --early-size 24 --epochs 1", "for the first half of the epochs, and a run of 1 has none"),
     ("--mixed-precision fp8", "unknown --mixed-precision 'fp8'"),
     ("--device gpu", "torch sees no GPU on this machine"),
-    ("--seed 99999999999999999999", "--seed must be in [0, 2**63)"),
+    ("--seed 99999999999999999999", "--seed must be a number of at most 64 bits, got 99999999999999999999"),
     ("--batch-size 0", "--batch-size must be greater than 0, got 0"),
     ("--batch-size 100000", "--batch-size 100000 is larger than the 216 training images"),
     ("--epochs ten", "--epochs must be a whole number, got 'ten'"),
@@ -163,11 +165,43 @@ def test_auto_takes_the_precision_that_the_processor_has_and_keeps_to_it(train, 
     assert train("--mixed-precision", taken, name="asked").weights() == gone_on.weights()
 
 
-def test_help_lists_every_option(capsys):
+def help_of(capsys, *argv: str) -> str:
     with pytest.raises(SystemExit) as error:
-        train_command.main(["--help"])
+        train_command.main([*argv])
     assert error.value.code == 0
-    assert "--exact-shards" in capsys.readouterr().out
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_lists_the_everyday_options_and_help_all_every_one(capsys):
+    short, whole = help_of(capsys, "--help"), help_of(capsys, "--help-all")
+    options = [flag(f.name) for f in fields(TrainConfig)]
+    listed = [option for option in options if f" {option} " in short]
+    assert set(listed) == {flag(name) for name in GROUPS["everyday options"]}
+    assert f"--help-all explains the other {len(options) - len(listed)} options" in short
+    assert all(f" {option} " in whole or f" {option}, " in whole for option in options)
+    for line in (short, whole):
+        assert "resnet110" in line and "he2016" in line and "cutmix" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ([], ["over the run [cosine]", "[0.0005]", "in [0, 1) [0.02]", "training images [", "crop flip]"]),
+        (
+            ["--recipe", "he2016"],
+            ["[0.0001]", "over the run [multistep]", "optimizer steps, in place of --epochs [64000]"],
+        ),
+        (["--model=lenet", "--recipe=li2024"], ["learning rate [0.001]", "What recipe li2024 has for lenet"]),
+    ],
+)
+def test_help_shows_the_defaults_that_are_in_force(capsys, argv, shown):
+    text = help_of(capsys, *argv, "--help-all")
+    assert [part for part in shown if part.lower() not in text.lower()] == []
+
+
+def test_help_of_what_is_not_there_is_one_line(capsys):
+    assert train_command.main(["--help", "--model", "resnet81"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown model 'resnet81'")
 
 
 # ---- eval.py

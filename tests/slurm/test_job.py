@@ -6,9 +6,8 @@ import sys
 import pytest
 from helpers.runs import ROOT
 
-from cifar_dist.options import OneLineParser, add_flags
+from cifar_dist.options import OneLineParser, add_flags, option_value
 from cifar_dist.slurm import job
-from cifar_dist.slurm.squeue import option_value
 
 ALONE = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train"}
 TASK = {**ALONE, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"}
