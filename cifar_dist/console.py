@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # commands that load no data need no torch
 
 REFRESH_S = 0.25
 SHORTEST_BAR = 10  # columns
+SHOWN_ELSEWHERE = ("model", "recipe", "output_dir", "resume")
 
 
 class Terminal(RichConsole):
@@ -77,16 +78,16 @@ class Console:
     def warn(self, text: str) -> None:
         self.say(text, "bold yellow")
 
-    def configuration(self, config: TrainConfig, given: set[str]) -> None:
-        """Print every option that has an effect, with its value; those from the command line are marked."""
+    def configuration(self, config: TrainConfig, own: TrainConfig | None) -> None:
+        """Print the model, the recipe, and every option that is other than the recipe's `own`; all, where that isn't known."""
         cells = []
         for f in fields(TrainConfig):
             other, values = f.metadata["only_with"] or (None, ())
-            if other and getattr(config, other) not in values:
+            if f.name in SHOWN_ELSEWHERE or (other and getattr(config, other) not in values):
                 continue
-            shown = option_text(getattr(config, f.name))
-            mark = "bold cyan" if f.name in given else ""
-            cells.append((f"[dim]{flag(f.name)[2:]}[/]", f"[{mark}]{escape(shown)}[/]" if mark else escape(shown)))
+            value = getattr(config, f.name)
+            if not own or value != getattr(own, f.name):
+                cells.append((f"[dim]{flag(f.name)[2:]}[/]", escape(option_text(value))))
         columns = 3 if self.live and shutil.get_terminal_size().columns >= 100 else 2
         rows = -(-len(cells) // columns)
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -94,8 +95,10 @@ class Console:
             table.add_column(overflow="fold")
         for row in range(rows):
             table.add_row(*(cell for pair in cells[row::rows] for cell in pair))
-        self.rich.print(f"[bold]{config.model}[/] with recipe [bold]{config.recipe}[/]")
-        self.rich.print(table)
+        what = "" if not own else ", but for" if cells else ", as it is"
+        self.rich.print(f"[bold]{config.model}[/] with recipe [bold]{escape(config.recipe)}[/]{what}")
+        if cells:
+            self.rich.print(table)
 
     def plan(self, plan: "BatchPlan", dataset: "Dataset", splits: "Splits", where: str, num_parameters: int) -> None:
         """Print what is trained on, the batch arithmetic and the length of the run."""

@@ -32,12 +32,14 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """125 -> 2:05, 3725 -> 1:02:05, None -> –."""
+    """125 -> 2:05, 3725 -> 1:02:05, 200,000 -> 2 days 7:33:20, None -> –."""
     if seconds is None:
         return NONE
     minutes, s = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+    days, hours = divmod(hours, 24)
+    before = f"{count(days, 'day')} " if days else ""
+    return f"{before}{hours}:{minutes:02}:{s:02}" if days or hours else f"{minutes}:{s:02}"
 
 
 def duration(seconds: float) -> str:

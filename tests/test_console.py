@@ -1,6 +1,7 @@
 """What a terminal shows while a run trains."""
 
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -9,6 +10,8 @@ from rich.console import Console as RichConsole
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console, Terminal, listing
 from cifar_dist.inputs.plan import BatchPlan
+from cifar_dist.recipes import own_config
+from cifar_dist.text import clock
 
 LINE = {"step": 1000, "loss": 1.23456, "accuracy": 0.5678, "lr": 0.04991, "images_per_second": 12345.6}
 
@@ -24,6 +27,14 @@ def test_nothing_that_is_shown_controls_the_terminal(capsys):
     out = capsys.readouterr().out
     assert out.count("b") == 3
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", out)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "–"), (125, "2:05"), (3725, "1:02:05"), (86_400, "1 day 0:00:00"), (200_000, "2 days 7:33:20")],
+)
+def test_long_times_have_days(seconds, shown):
+    assert clock(seconds) == shown
 
 
 def test_rich_itself_still_does():
@@ -73,3 +84,17 @@ def test_from_the_first_steps_on_there_is_a_speed_and_the_time_left(shown):
     text = shown(80, 5)
     assert text.startswith("epoch 1/100 ") and "5/35200" in text
     assert re.search(r"left [\d:]+  [\d,]+ images/s", text)
+
+
+def test_of_the_options_only_those_are_shown_that_are_not_the_recipes_own(capsys):
+    own = own_config("default", "lenet")
+    console = Console(speaks=True)
+    console.configuration(replace(own, seed=7, augment=(), output_dir="runs/x"), own)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "lenet with recipe default, but for"
+    assert " ".join(rest).split() == ["augment", "none", "seed", "7"]
+    console.configuration(own, own)
+    assert capsys.readouterr().out == "lenet with recipe default, as it is\n"
+    console.configuration(own, own_config("another version's", "lenet"))
+    shown = capsys.readouterr().out
+    assert shown.startswith("lenet with recipe default\n") and "momentum" in shown and "bias-lr-per-image" not in shown

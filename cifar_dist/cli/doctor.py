@@ -24,6 +24,7 @@ from cifar_dist.doctor.wire import AbsentError, Meeting
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, finish
 from cifar_dist.options import add_flags, resolve_train_config, with_launchers
+from cifar_dist.recipes import own_config
 from cifar_dist.training.preflight import check_early
 
 CHECKED = ("data", "data_dir", "output_dir", "device", "threads", "wandb")  # the options that checks look at
@@ -131,7 +132,7 @@ class Report:
 
     def configuration(self, visit: Visit) -> None:
         if not self.as_json:
-            self.console.configuration(visit.config, set(visit.given))
+            self.console.configuration(visit.config, own_config(visit.config.recipe, visit.config.model))
 
     def show(self, group: str, lines: Sequence[Line]) -> None:
         self.groups[group] += lines

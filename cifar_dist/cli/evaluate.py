@@ -14,10 +14,11 @@ from cifar_dist.files import write_json
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, check_output, with_launchers
 from cifar_dist.record.folder import WEIGHTS_FILE
+from cifar_dist.record.reader import read_run, runs_in
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
 from cifar_dist.runtime.watch import Watch
-from cifar_dist.text import percent
+from cifar_dist.text import count, percent
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.weights import load_weights
 
@@ -86,6 +87,11 @@ def _evaluate(argv: Sequence[str]) -> int:
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
     console.synthetic_note(dataset.synthetic)
+    limit = read_run(path.parent).config.get("limit_eval")
+    if limit and "limit_eval" not in shared:
+        console.warn(
+            f"the run itself counted {limit:,} images; here all {len(split):,} count, or as many as --limit-eval says"
+        )
     if dataset.fingerprint != about["fingerprint"]:
         console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
 
@@ -111,6 +117,10 @@ def weights_path(checkpoint: str) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
         path = path / WEIGHTS_FILE
+        if not path.is_file() and (runs := runs_in(Path(checkpoint))):
+            raise UserError(
+                f"{checkpoint} is a folder of {count(len(runs), 'run')}; give one of them, such as {runs[0]}"
+            )
         if not path.is_file():
             raise UserError(
                 f"{checkpoint} holds no {WEIGHTS_FILE}: its run has not validated yet; use one of its checkpoints/step_*"

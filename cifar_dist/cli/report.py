@@ -12,7 +12,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.record.folder import PLOTS
 from cifar_dist.record.predictions import Predictions, read_predictions
-from cifar_dist.record.reader import RunRecord, is_run, not_a_run, read_run
+from cifar_dist.record.reader import RunRecord, is_run, not_a_run, read_run, runs_in
 from cifar_dist.report.images import load_pixels
 from cifar_dist.report.page import write_report
 from cifar_dist.report.plots import draw_pictures
@@ -23,13 +23,14 @@ from cifar_dist.text import reason
 def main(argv: Sequence[str]) -> int:
     """Make the page and pictures of every run named, and return the exit status; raises `UserError`."""
     parser = command_parser("report")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or folders of runs")
     parser.add_argument(
         "--data-dir",
         help="where downloads and decoded caches are kept, or made (default: the run's own)",
     )
     options = parser.parse(argv)
-    folders = [Path(run) for run in options["runs"]]
+    given = [Path(run) for run in options["runs"]]
+    folders = [folder for path in given for folder in ([path] if is_run(path) else runs_in(path) or [path])]
     if not folders:
         raise UserError("which runs? Give their folders: python -m cifar_dist report runs/NAME")
     for folder in folders:

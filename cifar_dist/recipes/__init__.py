@@ -207,6 +207,14 @@ def published(recipe: str, model: str) -> str:
     return "" if share is None else f"{100 * share:.4g} %"
 
 
+def own_config(recipe: str, model: str | None) -> TrainConfig | None:
+    """Return a recipe's configuration without other options; None where this version doesn't have it for that model."""
+    try:
+        return RECIPES[recipe](model)
+    except (UserError, KeyError):
+        return None
+
+
 def models_of(name: str) -> list[str]:
     """Return the models that a recipe is for: those it doesn't refuse."""
     accepted = []

@@ -46,6 +46,11 @@ def not_a_run(path: Path) -> UserError:
     return UserError(f"{path} is not a run folder: it has no config.json; give one that train.py has written")
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """Return the run folders directly in `folder`, by name."""
+    return sorted(path for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run folder. What can't be read is left out and named in `problem`; raises nothing."""
     problems: list[str] = []

@@ -5,9 +5,8 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from cifar_dist.config import TrainConfig, flag
-from cifar_dist.errors import UserError
 from cifar_dist.options import to_words
-from cifar_dist.recipes import PUBLISHED, RECIPES
+from cifar_dist.recipes import PUBLISHED, own_config
 from cifar_dist.record.checkpoint import saved_steps
 from cifar_dist.record.folder import CHECKPOINTS
 from cifar_dist.record.lines import Start
@@ -68,18 +67,15 @@ def published_accuracy(record: RunRecord) -> float | None:
     return None if record.dataset.get("synthetic") else PUBLISHED.get(key)
 
 
-def own_config(record: RunRecord) -> dict[str, Any]:
+def own_options(record: RunRecord) -> dict[str, Any]:
     """Return the options of the run's recipe without any others; empty where this version doesn't know it."""
-    recipe = RECIPES.get(record.config.get("recipe", ""))
-    try:
-        return recipe(record.config.get("model")).to_dict() if recipe else {}
-    except UserError:
-        return {}
+    own = own_config(record.config.get("recipe", ""), record.config.get("model"))
+    return own.to_dict() if own else {}
 
 
 def options(record: RunRecord) -> list[Option]:
     """Return all options of the run."""
-    own = own_config(record)
+    own = own_options(record)
     helps = {f.name: f.metadata["help"] for f in fields(TrainConfig)}
     found = []
     for name, value in record.config.items():
@@ -94,7 +90,7 @@ def commands(record: RunRecord) -> list[str]:
     """Return the commands that repeat the run, into a new folder; as it was typed where this version doesn't know its recipe."""
     if not record.starts:
         return []
-    start, own = record.starts[-1], own_config(record)
+    start, own = record.starts[-1], own_options(record)
     commit = (start.get("git_commit") or "").rstrip("+")
     checkout = [shlex.join(["git", "checkout", commit])] if commit else []
     if not own:

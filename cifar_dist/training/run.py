@@ -15,6 +15,7 @@ from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Splits
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
+from cifar_dist.recipes import own_config
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.environment import changes, environment
 from cifar_dist.record.folder import CHANGES_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
@@ -104,7 +105,7 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
         fit_to_images(trainer)
     run = Run(trainer, RunFolder(start.path), console, signals)
     here = on_main(lambda: environment(trainer.device, trainer.plan.world_size))
-    console.configuration(trainer.config, set(given))
+    console.configuration(trainer.config, own_config(trainer.config.recipe, trainer.config.model))
     where = f"{here['device']}, {count(here['threads_per_process'], 'thread')} a process"
     here["num_parameters"] = sum(p.numel() for p in trainer.state.model.parameters())
     console.plan(trainer.plan, trainer.dataset, trainer.splits, where, here["num_parameters"])

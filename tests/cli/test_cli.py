@@ -313,3 +313,20 @@ def test_an_option_that_is_given_twice_has_one_value_or_is_refused(train, capsys
     assert train(*argv.split()).status == 2
     assert "is given twice, as " in capsys.readouterr().err
     assert train("--lr", "0.1", "--lr=1e-1", "--steps", "1").status == 0
+
+
+def test_a_folder_of_runs_is_said_to_be_one(train, data_dir, tmp_path, capsys):
+    train("--steps", "1", name="runs/b")
+    train("--steps", "1", name="runs/a")
+    capsys.readouterr()
+    assert evaluate.main(["--checkpoint", str(tmp_path / "runs")]) == 2
+    assert f"is a folder of 2 runs; give one of them, such as {tmp_path}/runs/a" in capsys.readouterr().err
+
+
+def test_a_run_of_fewer_images_is_evaluated_on_all_and_that_is_said(train, data_dir, capsys):
+    run = train("--steps", "1", "--limit-eval", "20")
+    for options, said in (([], True), (["--limit-eval", "40"], False)):
+        capsys.readouterr()
+        assert evaluate.main(["--checkpoint", str(run.folder), "--data-dir", str(data_dir), *options]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("the run itself counted 20 images; here all 100 count" in out) == said

@@ -296,6 +296,14 @@ def test_the_report_command_writes_pages_with_the_images_of_the_runs_own_split(t
     assert f"written to {folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_the_report_command_does_all_runs_of_a_folder(tmp_path):
+    (tmp_path / "runs/notes").mkdir(parents=True)
+    for name in ("a", "b"):
+        make_run(tmp_path / "runs" / name, data=str(tmp_path / "gone"))
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert len(list(tmp_path.glob("runs/*/report.html"))) == 2
+
+
 def test_the_report_command_does_without_data_and_says_so(tmp_path, capsys):
     make_run(tmp_path / "run", data=str(tmp_path / "gone"))
     assert main(["report", str(tmp_path / "run")]) == 0
