@@ -1,9 +1,11 @@
 """The whole configuration of a training run: one frozen dataclass, one flag a field, no other source of defaults."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -44,6 +46,16 @@ def option(
     )
 
 
+def default_data_dir() -> str:
+    """Return one folder for all that a user does, in XDG_CACHE_HOME; `data` where an earlier version has put something there."""
+    if Path("data/cache").is_dir() or Path("data/cifar-10-python.tar.gz").is_file():
+        return "data"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with suppress(RuntimeError):  # a user without a home
+        return str((caches if caches.is_absolute() else Path("~/.cache").expanduser()) / "cifar_dist")
+    return "data"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything a recipe or the command line may set. Units are in the name or the help."""
@@ -56,7 +68,7 @@ class TrainConfig:
         "cifar10",
         "cifar10, synthetic, auto (cifar10 if it can be had, else synthetic), or a folder of train/CLASS/* and test/CLASS/*",
     )
-    data_dir: str = option("data", "where downloads and decoded caches are kept", may_change=True)
+    data_dir: str = option(default_data_dir(), "where downloads and decoded caches are kept", may_change=True)
     val_fraction: float = option(
         0.1,
         "share of the training images held out for validation; 0 trains on all of them and keeps the last weights",

@@ -2,7 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from cifar_dist.config import GROUPS, TrainConfig, changed_fields, flag
+from cifar_dist.config import GROUPS, TrainConfig, changed_fields, default_data_dir, flag
 from cifar_dist.errors import UserError
 
 CONFIG = TrainConfig(epochs=1)
@@ -76,3 +76,24 @@ def test_virtual_shards_that_were_recorded_are_read_as_exact_ones():
     assert (config.batch_norm, config.exact_shards) == ("process", 12)
     assert not changed_fields(recorded, config)
     assert TrainConfig.from_dict({"epochs": 10, "batch_norm": "process", "virtual_shards": 8}).exact_shards is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "there", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/caches"}, None, "/caches/cifar_dist"),
+        ({"XDG_CACHE_HOME": "relative"}, None, "/home/me/.cache/cifar_dist"),
+        ({}, None, "/home/me/.cache/cifar_dist"),
+        ({"XDG_CACHE_HOME": "/caches"}, "data/cache", "data"),
+        ({"XDG_CACHE_HOME": "/caches"}, "data/elsewhere", "/caches/cifar_dist"),
+    ],
+)
+def test_data_have_one_place_per_user_and_stay_where_they_are(tmp_path, monkeypatch, environment, there, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if there:
+        (tmp_path / there).mkdir(parents=True)
+    assert default_data_dir() == expected

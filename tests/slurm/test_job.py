@@ -6,6 +6,7 @@ import sys
 import pytest
 from helpers.runs import ROOT
 
+from cifar_dist.config import TrainConfig
 from cifar_dist.options import OneLineParser, add_flags, option_value
 from cifar_dist.slurm import job
 
@@ -22,7 +23,7 @@ TASK = {**ALONE, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TA
         (ALONE, "run", ["--output_dir=b%j"], "b%j"),
         (TASK, "sweep", ["some/lr.yaml", "--data", "x"], "runs/lr/0004"),
         (TASK, "sweep", ["lr", "--output_dir", "mine"], "mine/0004"),
-        (ALONE, "data", ["--data", "x"], "data"),
+        (ALONE, "data", ["--data", "x"], TrainConfig.data_dir),
         (ALONE, "data", ["--data_dir=/scratch/a b"], "/scratch/a b"),
     ],
 )
@@ -37,8 +38,6 @@ def test_the_folders_of_a_job_are_those_its_options_name(monkeypatch, capsys, en
 
 @pytest.mark.parametrize("words", ["--output-dir a", "--output_dir a", "--output_dir=a --lr 1", "--lr 1"])
 def test_an_option_is_found_as_train_py_finds_it(words):
-    from cifar_dist.config import TrainConfig
-
     parser = OneLineParser()
     add_flags(parser, TrainConfig)
     assert option_value(words.split(), "output_dir") == parser.parse(words.split()).get("output_dir")
