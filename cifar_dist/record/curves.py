@@ -27,7 +27,7 @@ class Point(NamedTuple):
 
 
 def points(lines: Iterable[Line]) -> list[Point]:
-    """Return a point for every validation in metrics.jsonl or, where there is none, for every epoch."""
+    """Return a point for every validation in metrics.jsonl or, where there is none, for every epoch; before its end, for every line."""
     lines = list(lines)
     validated = any(line["kind"] == "val" for line in lines)
     found: list[Point] = []
@@ -46,7 +46,7 @@ def points(lines: Iterable[Line]) -> list[Point]:
         else:
             continue
         pending = []
-    return found
+    return found or [_point([one]) for one in pending]
 
 
 def _point(

@@ -315,7 +315,7 @@ def test_an_option_that_is_given_twice_has_one_value_or_is_refused(train, capsys
     assert train("--lr", "0.1", "--lr=1e-1", "--steps", "1").status == 0
 
 
-def test_a_folder_of_runs_is_said_to_be_one(train, data_dir, tmp_path, capsys):
+def test_a_folder_of_runs_is_said_to_be_one(train, tmp_path, capsys):
     train("--steps", "1", name="runs/b")
     train("--steps", "1", name="runs/a")
     capsys.readouterr()

@@ -231,7 +231,7 @@ ALL = ["curves", "learning_rate", "per_class", "confusion_matrix", "samples", "m
 @pytest.mark.parametrize(
     ("num_classes", "status", "lines", "expected"),
     [
-        (4, "interrupted", train_lines(0.4, 3, constant, gradient_norm=1.0), ALL[1:]),
+        (4, "interrupted", train_lines(0.4, 3, constant, gradient_norm=1.0), ALL),
         (10, "finished", train_lines(1, 1, constant), ALL),
         (130, "finished", train_lines(200, 400, lambda x: 10 ** (-3 * x), gradient_norm=1.0), ALL),
     ],
