@@ -241,6 +241,7 @@ class Tries:
                 outcome = one()
                 outcomes.append(outcome)
                 file.write(json.dumps(outcome) + "\n")
+                file.flush()
                 if outcome[2]["wrong"]:
                     print(f"{outcome}", flush=True)
                 elif number % 100 == 0:
