@@ -1,17 +1,20 @@
 """The comparison's page: its tables as text, its curves as data, one file without outside parts."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cifar_dist.compare.curves import chart_data
 from cifar_dist.compare.differences import Cell, Difference
 from cifar_dist.compare.groups import Comparison, Group, repeat_of, value_of
 from cifar_dist.compare.runs import ComparedRun
+from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.report.html import write_page
-from cifar_dist.text import clock, option_text, percent
+from cifar_dist.text import NONE, clock, option_text, percent
 
 TEMPLATE = Path(__file__).parent / "assets/compare.html.j2"
 Shown = dict[str, Any]  # what a cell shows (text), sorts by (value), and is styled by
@@ -38,8 +41,12 @@ def write_comparison_page(
         groups=[group_row(group, d, comparison) for group, d in zip(comparison.groups, differences, strict=True)],
         classes=list(tested[0].cells) if tested else [],
         tests=list(dict.fromkeys(difference.test for difference in tested)),
-        unaveraged=[run_row(run, comparison.metric) for run in comparison.unaveraged],
-        runs=[(run_row(run, comparison.metric), group.label) for group in comparison.groups for run in group.runs],
+        unaveraged=[run_row(run, comparison.metric, path.parent) for run in comparison.unaveraged],
+        runs=[
+            (run_row(run, comparison.metric, path.parent), group.label)
+            for group in comparison.groups
+            for run in group.runs
+        ],
         charts=chart_data(comparison),
     )
 
@@ -54,9 +61,9 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
         "n": len(group.counted),
         "mean": number_cell(group.mean, metric.text(group.mean)),
         "std": number_cell(group.std, spread(group.std, metric)),
-        "interval": interval_text(group, metric),
+        "interval": (interval := interval_text(group, metric)),
         "over": {"t": f"{len(group.counted)} runs", "wilson": "images"}[group.interval.method]
-        if group.interval
+        if group.interval and interval != NONE
         else "",
         "runs": counts_text(group),
         "time": number_cell(group.seconds, clock(group.seconds)),
@@ -66,11 +73,14 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
     }
 
 
-def run_row(run: ComparedRun, metric: Metric) -> Shown:
+def run_row(run: ComparedRun, metric: Metric, here: Path) -> Shown:
+    """Return what is shown of a run; its own page is linked from a page in the folder `here`, where there is one."""
+    page = run.record.path / PAGE_FILE
     value, val = value_of(run, metric), value_of(run, METRICS["val/accuracy"])
     return {
         "name": run.name,
         "path": str(run.record.path),
+        "page": quote(os.path.relpath(page, here)) if page.is_file() else "",
         "status": run.record.status,
         "problem": run.record.problem,
         "synthetic": run.synthetic,
@@ -109,9 +119,11 @@ def spread(std: float | None, metric: Metric) -> str:
 
 
 def interval_text(group: Group, metric: Metric) -> str:
-    """Return the ends of the interval: 56.95 – 65.29 (%) or 1.1024 – 1.1580."""
+    """Return the ends of the interval: 56.95 – 65.29 (%) or 1.1024 – 1.1580; none where it holds values that can't be."""
     if not (interval := group.interval):
-        return "–"
+        return NONE
+    if metric.is_share and not 0 <= interval.low <= interval.high <= 1:  # of two runs, mostly: it says nothing
+        return NONE
     return " – ".join(f"{100 * end:.2f}" if metric.is_share else f"{end:.4f}" for end in interval[:2])
 
 

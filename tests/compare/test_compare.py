@@ -4,10 +4,12 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from filelock import FileLock
@@ -358,3 +360,22 @@ def test_without_wandb_its_folders_are_refused_in_one_line(offline, monkeypatch,
     assert importlib.util.find_spec("wandb")
     assert main(["compare", str(offline["one"])]) == 2
     assert "needs the wandb package" in capsys.readouterr().err
+
+
+def test_each_run_leads_to_its_page_where_it_has_one(tmp_path):
+    for name in ("a run", "b"):
+        write_run(tmp_path / "runs" / name, lr=0.1 if name == "b" else 0.2)
+    (tmp_path / "runs/a run/report.html").write_text("its page")
+    main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out/here")])
+    page = (tmp_path / "out/here/compare.html").read_text()
+    (link,) = re.findall(r'<a href="([^"]*report\.html)">a run</a>', page)
+    assert (tmp_path / "out/here" / unquote(link)).read_text() == "its page"
+
+
+def test_an_interval_that_reaches_beyond_what_can_be_is_not_shown(tmp_path, capsys):
+    for number, accuracy in enumerate((0.2, 0.6)):  # Student's t of two runs: -214 to 294 %
+        write_run(tmp_path / "runs" / str(number), accuracy, seed=number)
+    main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "compare.json").read_text())["groups"][0]["interval"]["low"] < 0
+    table = (tmp_path / "compare.html").read_text().split('id="groups"')[1].split("</table>")[0]
+    assert '<td class="number">–</td>' in table and "-214" not in table + capsys.readouterr().out

@@ -30,6 +30,9 @@ function makeSvg(name, attributes = {}, parent = null, text = null) {
   return setUp(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, parent, text);
 }
 
+// Of a label in the axes' font, roughly, in pixels.
+const widthOf = (text) => 7 * String(text).length;
+
 function setUp(element, attributes, parent, text) {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   if (text !== null) element.textContent = text;
@@ -134,10 +137,14 @@ class LineChart {
     const points = this.visible();
     const across = points.map(([x]) => x), up = points.map(([, y]) => y);
     this.empty = points.length === 0;
-    this.wholeX = across.every(Number.isInteger);
+    this.wholeX = across.every(Number.isInteger) || (this.xLabel === "epoch" && Math.max(...across) - Math.min(...across) >= 2);
     [this.left, this.right] = this.empty ? [0.1, 1] : spread(across, 0, this.logX);
     [this.low, this.high] = this.empty ? [0.1, 1] : spread([...up, ...this.hlines.map((line) => line.y)], 0.04, this.logY);
-    this.x = makeScale(this.left, this.right, MARGIN.left, this.width - MARGIN.right, this.logX);
+    const rows = (this.height - 50) / 45;
+    this.rows = (this.logY ? logTicks(this.low, this.high, rows) : niceTicks(this.low, this.high, rows))
+      .map((tick) => [tick, withoutZeros(this.format(tick))]);
+    this.inset = Math.max(MARGIN.left, 28 + Math.max(0, ...this.rows.map(([, text]) => widthOf(text))));
+    this.x = makeScale(this.left, this.right, this.inset, this.width - MARGIN.right, this.logX);
     this.y = makeScale(this.low, this.high, this.height - MARGIN.bottom, MARGIN.top, this.logY);
   }
 
@@ -146,7 +153,7 @@ class LineChart {
     this.svg.replaceChildren();
     setUp(this.svg, {width: this.width, height: this.height, viewBox: `0 0 ${this.width} ${this.height}`}, null, null);
     this.drawAxes();
-    for (const line of this.hlines) this.drawMark(line.label, {x1: MARGIN.left, x2: this.width - MARGIN.right, y1: this.y(line.y), y2: this.y(line.y)});
+    for (const line of this.hlines) this.drawMark(line.label, {x1: this.inset, x2: this.width - MARGIN.right, y1: this.y(line.y), y2: this.y(line.y)});
     for (const line of this.vlines) this.drawMark(line.label, {x1: this.x(line.x), x2: this.x(line.x), y1: MARGIN.top, y2: this.height - MARGIN.bottom});
     for (const one of this.series) one.node = one.hidden ? null : this.drawLine(one);
     this.cross = makeSvg("g", {class: "chart-cross"}, this.svg);
@@ -154,21 +161,30 @@ class LineChart {
     this.leave();
   }
 
+  // The values that the x axis names: as many as stand beside each other without touching.
+  columns() {
+    let ticks = [];
+    for (let count = Math.floor(Math.min(10, this.width / 80)); count > 0; count--) {
+      ticks = this.logX ? logTicks(this.left, this.right, count) : niceTicks(this.left, this.right, count, this.wholeX);
+      const ends = ticks.map((tick) => [this.x(tick) - widthOf(this.formatX(tick)) / 2, this.x(tick) + widthOf(this.formatX(tick)) / 2]);
+      if (ends.every(([begin], i) => i === 0 || begin > ends[i - 1][1] + 6)) return ticks;
+    }
+    return ticks.slice(0, 1);
+  }
+
   drawAxes() {
     const bottom = this.height - MARGIN.bottom, right = this.width - MARGIN.right;
     const axes = makeSvg("g", {class: "chart-axes"}, this.svg);
-    const rows = (this.height - 50) / 45;
-    for (const tick of this.logY ? logTicks(this.low, this.high, rows) : niceTicks(this.low, this.high, rows)) {
-      makeSvg("line", {x1: MARGIN.left, x2: right, y1: this.y(tick), y2: this.y(tick)}, axes);
-      makeSvg("text", {x: MARGIN.left - 6, y: this.y(tick) + 4, "text-anchor": "end"}, axes, withoutZeros(this.format(tick)));
+    for (const [tick, text] of this.rows) {
+      makeSvg("line", {x1: this.inset, x2: right, y1: this.y(tick), y2: this.y(tick)}, axes);
+      makeSvg("text", {x: this.inset - 6, y: this.y(tick) + 4, "text-anchor": "end"}, axes, text);
     }
-    const columns = Math.min(10, this.width / 80);
-    for (const tick of this.logX ? logTicks(this.left, this.right, columns) : niceTicks(this.left, this.right, columns, this.wholeX)) {
+    for (const tick of this.columns()) {
       makeSvg("line", {x1: this.x(tick), x2: this.x(tick), y1: bottom, y2: bottom + 4}, axes);
       makeSvg("text", {x: this.x(tick), y: bottom + 17, "text-anchor": "middle"}, axes, this.formatX(tick));
     }
-    makeSvg("path", {class: "chart-base", d: `M${MARGIN.left} ${bottom}H${right}`}, axes);
-    makeSvg("text", {x: (MARGIN.left + right) / 2, y: this.height - 5, "text-anchor": "middle"}, axes, this.xLabel);
+    makeSvg("path", {class: "chart-base", d: `M${this.inset} ${bottom}H${right}`}, axes);
+    makeSvg("text", {x: (this.inset + right) / 2, y: this.height - 5, "text-anchor": "middle"}, axes, this.xLabel);
     const middle = (MARGIN.top + bottom) / 2;
     makeSvg("text", {transform: `translate(12 ${middle}) rotate(-90)`, "text-anchor": "middle"}, axes, this.yLabel);
   }
