@@ -22,6 +22,7 @@ NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
 
 
+LARGEST, LARGEST_JSON = 8 * 10**9, 10**8  # bytes; no run writes so many
 PARTIAL = ".partial-"  # begins the names of what is being written
 FORGOTTEN_S = 3600.0  # after which what another machine was writing counts as left behind
 
@@ -81,19 +82,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def read_file(path: Path) -> bytes:
-    """Return a regular file's bytes; raises `OSError`, and `ValueError` for a pipe or a device, which might never end."""
+def read_file(path: Path, largest: int = LARGEST) -> bytes:
+    """Return a regular file's bytes; raises `OSError`, and `ValueError` for one that is too large, or might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for who writes
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is not a regular file")
+        if status.st_size > largest:
+            raise ValueError(f"{path} has {size(status.st_size)}, more than {size(largest)}")
         return file.read()
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's content; raises `OSError`, and `ValueError` for what isn't JSON or not a file."""
-    return parse_json(read_file(path))
+    """Return a JSON file's content; raises `OSError`, and `ValueError` for what isn't JSON, not a file, or far too large."""
+    return parse_json(read_file(path, LARGEST_JSON))
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -24,6 +24,7 @@ from cifar_dist.models.sengar import sengar
 from cifar_dist.models.som import som
 from cifar_dist.models.speednet import speednet
 from cifar_dist.models.zhang import zhang
+from cifar_dist.text import shortened
 
 MODELS: dict[str, Callable[..., Classifier]] = {
     "lenet": lenet,
@@ -44,6 +45,8 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "speednet": speednet,
 }
 ALIASES = {"resnet": "resnet20"}
+LARGEST_OPTION = 10_000  # a width, a number of layers: building more would take minutes to be refused
+MOST_PARAMETERS = 10**9
 WORDS = {"yes": True, "true": True, "no": False, "false": False}
 
 
@@ -102,10 +105,14 @@ def check_model(name: str, options: Sequence[str]) -> None:
         return
     try:
         with torch.device("meta"):
-            build_model(name, options=options)
+            model = build_model(name, options=options)
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--model-options {' '.join(options)}: {name} can't be built like this ({reason})") from None
+    if (number := sum(p.numel() for p in model.parameters())) > MOST_PARAMETERS:
+        raise UserError(
+            f"--model-options {' '.join(options)}: {name} would have {number:.2g} parameters, more than {MOST_PARAMETERS:.0e}"
+        )
 
 
 def check_image_size(name: str, options: Sequence[str], size: int) -> None:
@@ -145,5 +152,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:
             options[key] = WORDS[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError):
             what = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
-            raise UserError(f"--model-options {key} must be {what}, got {text!r}") from None
+            raise UserError(f"--model-options {key} must be {what}, got {shortened(repr(text))}") from None
+        if kind is int and options[key] > LARGEST_OPTION:
+            raise UserError(f"--model-options {key} must be at most {LARGEST_OPTION}, got {shortened(text)}")
     return options

@@ -56,6 +56,6 @@ def read_predictions(path: Path, splits: Iterable[str] = ("test", "val")) -> Pre
         try:
             with np.load(path / predictions_file(split)) as file:
                 return Predictions(split, int(file["step"]), *(file[name] for name in PREDICTION_ARRAYS))
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        except (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error):
             continue
     return None

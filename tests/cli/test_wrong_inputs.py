@@ -113,8 +113,27 @@ OTHERS = {
 }
 
 
+ABSURD_MODELS = {
+    "mlp": [
+        "width=100000000",
+        "hidden_layers=100000000",
+        "width=10000 hidden_layers=1000",
+        "width=0",
+        "width=-1",
+        "width=x",
+    ],
+    "speednet": ["width=1000000", "width=10000"],
+    "som": ["rows=100000 columns=100000", "rows=0"],
+    "zhang": ["width=10000", "width=" + 400 * "9", "depth=3"],
+    "lenet": ["width=1"],
+}
+
+
 def train_cases() -> list[list[str]]:
-    return [*wrong_values(TrainConfig), *clashes()]
+    absurd = [
+        ["--model", m, "--model-options", *each.split()] for m, several in ABSURD_MODELS.items() for each in several
+    ]
+    return [*wrong_values(TrainConfig), *clashes(), *absurd]
 
 
 def is_wrong(main: Any, argv: Sequence[str], capsys: pytest.CaptureFixture, folder: Path) -> str:

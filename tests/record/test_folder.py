@@ -69,3 +69,10 @@ def test_any_number_that_training_can_reach_is_read_again(tmp_path):
     largest = {**line(1), "loss": 3.4e38, "gradient_norm": 3.4e38, "accuracy": None}
     folder.append_metrics(largest)
     assert folder.read_metrics() == [largest]
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
+    with (tmp_path / "summary.json").open("wb") as file:
+        file.truncate(10**8 + 1)
+    with pytest.raises(UserError, match=r"summary.json has 100.0 MB, more than 100.0 MB"):
+        RunFolder(tmp_path).summary()
