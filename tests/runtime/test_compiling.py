@@ -112,7 +112,7 @@ def test_processes_with_uneven_shares_and_with_none_compile_too(folders, data_di
     results = {}
     for name, options in (("eager", []), ("compiled", ["--compile"])):
         where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / name)]
-        sizes = [*SMALL, "--limit-train", "67", "--batch-size", "33", "--model", "lenet", "--threads", "1"]
+        sizes = [*SMALL[2:], "--limit-train", "67", "--batch-size", "33", "--model", "lenet", "--threads", "1"]
         torchrun(2, ["train.py", *where, *sizes, *options])
         results[name] = Result(0, tmp_path / name)
     assert results["compiled"].json("config.json")["config"]["compile"] is True

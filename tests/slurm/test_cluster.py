@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.runs import ROOT
+from helpers.runs import ROOT, words
 from helpers.slurm_cluster import Job, cluster, read
 
 pytestmark = pytest.mark.slow
@@ -136,8 +136,9 @@ def test_a_lost_node_costs_no_more_than_what_came_after_the_last_checkpoint(lab,
 
 
 def test_a_failing_run_ends_its_job_and_is_not_requeued(lab, small):
-    wrong = lab.submit(*SHARE, "slurm/preemptible.sbatch", *small, "--lr", "-1")
-    diverging = lab.submit(*SHARE, "slurm/preemptible.sbatch", *small, "--lr", "1e30")
+    usual = dict(zip(small[::2], small[1::2], strict=True))
+    wrong = lab.submit(*SHARE, "slurm/preemptible.sbatch", *words(usual, ["--lr", "-1"]))
+    diverging = lab.submit(*SHARE, "slurm/preemptible.sbatch", *words(usual, ["--lr", "1e30"]))
     for job, message in ((wrong, "error: --lr must be"), (diverging, "failed: ")):
         ended = job.ended()
         assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), job.log
