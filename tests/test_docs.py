@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 from helpers.runs import ROOT
 
+from cifar_dist.cli import COMMANDS
+from cifar_dist.cli.evaluate import read_options
+from cifar_dist.cli.train import train_parser
+from cifar_dist.options import resolve_train_config
+
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PERFORMANCE.md", "docs/EXPERIMENTS.md")
-DOCUMENTS += ("docs/RELIABILITY.md",)
+DOCUMENTS += ("docs/RELIABILITY.md", "docs/TUTORIAL.md")
 FOLDERS = sorted(path.name for path in (ROOT / "cifar_dist").iterdir() if path.is_dir() and path.name != "__pycache__")
 ROOTS = "|".join([*FOLDERS, "cifar_dist", "tests", "benchmarks", "docs", "launch"])
 PATH = re.compile(rf"(?<![\w/.-])(?:(?:{ROOTS})/[\w/]*(?:\.\w+)?|[\w/]+\.py)(?![\w/-])")
@@ -41,6 +46,25 @@ def test_every_file_defines_what_stands_beside_it(document):
         source = place.read_text()
         for name in re.findall(r"\w+", names or other_names):
             assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b.* = ", source, re.MULTILINE), (place, name)
+
+
+def test_every_command_of_the_tutorial_has_its_options():
+    """tests/test_readme.py runs their like; these are checked word by word."""
+    lines = [line.strip() for line in text_of("docs/TUTORIAL.md").splitlines() if line.startswith("    ")]
+    programs = []
+    for line in lines:
+        words = line.split()
+        if "train.py" in words:
+            given = words[words.index("train.py") + 1 :]
+            resolve_train_config(train_parser(given).parse(given))
+        elif words[:2] == ["python", "eval.py"]:
+            assert read_options(words[2:])[0].checkpoint == "runs/first"
+        elif words[:3] == ["python", "-m", "cifar_dist"]:
+            assert words[3] in COMMANDS
+        else:
+            assert line in ("make setup", ". .venv/bin/activate")
+        programs += [word for word in words if word.endswith(".py")]
+    assert programs.count("train.py") == 4 and programs.count("eval.py") == 2
 
 
 def test_the_map_names_what_each_row_sends_to():
