@@ -80,7 +80,7 @@ def run_row(run: ComparedRun, metric: Metric, here: Path) -> Shown:
     return {
         "name": run.name,
         "path": str(run.record.path),
-        "page": quote(os.path.relpath(page, here)) if page.is_file() else "",
+        "page": quote(os.fsencode(os.path.relpath(page, here))) if page.is_file() else "",
         "status": run.record.status,
         "problem": run.record.problem,
         "synthetic": run.synthetic,

@@ -237,11 +237,12 @@ def test_evaluating_on_validation_gives_the_best_validation_line(train, data_dir
 def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_path, capsys):
     result = train("--val-fraction", "0", "--steps", "2")
     (tmp_path / "notes.safetensors").write_text("no weights")
+    (tmp_path / "nothing").mkdir()
     capsys.readouterr()
     for options, message in [
         ([], "--checkpoint is required"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
-        (["--checkpoint", str(tmp_path)], "holds no model.safetensors"),
+        (["--checkpoint", str(tmp_path / "nothing")], "holds no model.safetensors"),
         (["--checkpoint", str(tmp_path / "notes.safetensors")], "is not a weights file"),
         (["--checkpoint", str(result.folder), "--split", "val"], "no validation split; use --split test"),
         (["--checkpoint", str(result.folder), "--split", "train"], "unknown --split 'train'"),

@@ -66,6 +66,8 @@ def cluster(tmp_path, monkeypatch) -> Cluster:
     for module in (sbatch, squeue):
         monkeypatch.setattr(module, "TEMPLATES", found.root / "slurm")
     monkeypatch.chdir(found.root)
+    # What a user has whose checkout holds data; it was decided when the class was made.
+    monkeypatch.setitem(TrainConfig.__init__.__kwdefaults__, "data_dir", "data")
     monkeypatch.setenv("PATH", str(found.bin))
     for name in ("SBATCH_PARTITION", "SBATCH_ACCOUNT", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -16,26 +16,26 @@ from cifar_dist.models import MODELS
 from cifar_dist.runtime import collectives
 
 WORLD_SIZES = (1, 2, 3, 4, 7)
-LENET = "--model lenet --batch-size 32 --lr 0.001 --schedule constant --warmup 0 --log-every 4"
+LENET = "--model lenet --batch-size 32 --schedule constant --warmup 0 --log-every 4"
 # A ReLU whose input lies within rounding of zero may switch, which moves a weight by a share of lr: so lr is small.
 # A ResNet is chaotic: one unit in the last place of one weight grows to 8e-6 in eight steps at lr 1e-3, to 3e-7 at 1e-4.
-RESNET = "--model resnet20 --batch-size 72 --limit-train 216 --limit-eval 40 --lr 0.0001 --schedule constant --warmup 0"
+RESNET = "--model resnet20 --limit-eval 40 --schedule constant --warmup 0"
 JOBS = {
     # 193 training images: each epoch's last batch holds one, so all ranks but one have none.
-    "lenet": f"{LENET} --steps 40 --limit-train 193 --ema-decay 0.9",
-    "accumulated": f"{LENET} --steps 12 --micro-batch-size 3",
-    "compressed": f"{LENET} --steps 12 --gradient-compression bf16",
+    "lenet": f"{LENET} --lr 0.001 --steps 40 --limit-train 193 --ema-decay 0.9",
+    "accumulated": f"{LENET} --lr 0.001 --steps 12 --micro-batch-size 3",
+    "compressed": f"{LENET} --lr 0.001 --steps 12 --gradient-compression bf16",
     # 216 images in batches of 80: the last one of an epoch has 9 of 12 shards.
-    "exact resnet": f"{RESNET} --batch-size 80 --lr 0.1 --steps 20 --exact-shards 12 --ema-decay 0.9",
+    "exact resnet": f"{RESNET} --batch-size 80 --limit-train 216 --lr 0.1 --steps 20 --exact-shards 12 --ema-decay 0.9",
     "exact lenet": f"{LENET} --lr 0.1 --steps 40 --limit-train 193 --exact-shards 7 --augment mixup --max-grad-norm 1",
     "exact bf16": f"{LENET} --lr 0.1 --steps 20 --exact-shards 7 --mixed-precision bf16",
     "exact mlp": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer adamw --lr 0.001 --steps 20 "
     "--limit-train 193 --exact-shards 8",
-    "process": f"{RESNET} --steps 12",
+    "process": f"{RESNET} --batch-size 72 --limit-train 216 --lr 0.0001 --steps 12",
     # SGD: Adam divides by the gradient's size, so that it makes a step of lr from one that is nothing but rounding.
     "dropout": "--model mlp --model-options width=64 dropout=0.4 --batch-size 32 --optimizer sgd --lr 0.001 --schedule constant "
     "--warmup 0 --augment crop flip rotate jitter cutmix --steps 20 --limit-train 193",
-    "sync": f"{RESNET} --steps 6 --limit-train 147 --batch-norm sync",
+    "sync": f"{RESNET} --batch-size 72 --lr 0.0001 --steps 6 --limit-train 147 --batch-norm sync",
 }
 # Each model once, in two steps of which the second has two of three shards.
 EVERY = {
