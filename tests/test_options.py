@@ -145,7 +145,10 @@ def test_model_options_not_given_stay_as_in_the_recipe():
     [
         ("--folds 5 --fold 0 --val-fraction 0.3", "--val-fraction has no effect with --folds"),
         ("--model mlp --model-options width=8 width=16", "--model-options width=16 width=8 sets width twice"),
-        ("--model mlp --model-options width=99999999999999999999", "--model-options width must be at most 10000, got 9999"),
+        (
+            "--model mlp --model-options width=99999999999999999999",
+            "--model-options width must be at most 10000, got 9999",
+        ),
         ("--model som --model-options sigma_start=inf", "sigma_start >= sigma_end > 0"),
         ("--model ghasemi --model-options linear_layers=10", "1 to 9 linear_layers, got 5 and 10"),
     ],
