@@ -20,8 +20,6 @@ from cifar_dist.text import size
 
 NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is none; other errors may pass
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks answer
-
-
 LARGEST, LARGEST_JSON = 8 * 10**9, 10**8  # bytes; no run writes so many
 PARTIAL = ".partial-"  # begins the names of what is being written
 FORGOTTEN_S = 3600.0  # after which what another machine was writing counts as left behind

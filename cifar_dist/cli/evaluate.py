@@ -87,7 +87,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
     console.synthetic_note(dataset.synthetic)
-    limit = read_run(path.parent).config.get("limit_eval")
+    limit = collectives.on_main(lambda: read_run(path.parent).config.get("limit_eval"))
     if limit and "limit_eval" not in shared:
         console.warn(
             f"the run itself counted {limit:,} images; here all {len(split):,} count, or as many as --limit-eval says"

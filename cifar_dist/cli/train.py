@@ -18,7 +18,7 @@ from cifar_dist.training.preflight import check_early
 from cifar_dist.training.run import train_run
 
 EVERYDAY = next(iter(GROUPS.values()))
-HELP = ("--help", "--help-all")
+HELP, HELP_ALL = "--help", "--help-all"
 AFTER_A_FAILURE = "what was saved before is kept, and the same command goes on from it"
 
 
@@ -39,24 +39,24 @@ def _train(argv: Sequence[str], signals: StopSignals) -> int:
 
 def train_parser(argv: Sequence[str]) -> OneLineParser:
     """Return the parser of these arguments; its help shows the defaults that are in force with the model and recipe among them."""
-    tables = {"models": [*MODELS, *ALIASES], "recipes": RECIPES, "augmentations": AUGMENTATIONS}
-    lists = re.sub(r"/1, .*/", "/1 to /", "; ".join(f"{name}: {', '.join(table)}" for name, table in tables.items()))
-    if not {"-h", *HELP} & set(argv):
+    if not {"-h", HELP, HELP_ALL} & set(argv):
         parser = OneLineParser(prog="train.py", add_help=False)
-        parser.lists_all = HELP[1]
+        parser.lists_all = HELP_ALL
         add_flags(parser, TrainConfig)
         return parser
+    tables = {"models": [*MODELS, *ALIASES], "recipes": RECIPES, "augmentations": AUGMENTATIONS}
+    lists = re.sub(r"/1, .*/", "/1 to /", "; ".join(f"{name}: {', '.join(table)}" for name, table in tables.items()))
     chosen = {name: value for name in ("model", "recipe") if (value := option_value(argv, name))}
-    config, everything = resolve_train_config(chosen), HELP[1] in argv
+    config, everything = resolve_train_config(chosen), HELP_ALL in argv
     about = (
         f"{description} In brackets: what recipe {config.recipe} has for {config.model}, unless another value is given."
     )
-    more = "" if everything else f"{HELP[1]} explains the other {len(fields(TrainConfig)) - len(EVERYDAY)} options. "
+    more = "" if everything else f"{HELP_ALL} explains the other {len(fields(TrainConfig)) - len(EVERYDAY)} options. "
     parser = OneLineParser(
         prog="train.py", usage="%(prog)s [options]", description=about, epilog=more + lists, add_help=False
     )
     add_flags(parser, TrainConfig, values=config, explained=() if everything else EVERYDAY)
     parser.add_argument(
-        "-h", *HELP, action="help", help="this: the everyday options with their defaults, or all of them"
+        "-h", HELP, HELP_ALL, action="help", help="this: the everyday options with their defaults, or all of them"
     )
     return parser

@@ -7,7 +7,7 @@ from typing import cast
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import TRAINING_FILE, RunFolder
 from cifar_dist.record.lines import Digests, ValLine
-from cifar_dist.training.state import digests_of, unpack
+from cifar_dist.training.state import digests_of
 
 
 def recorded_digests(folder: Path) -> dict[int, Digests]:
@@ -27,5 +27,5 @@ def kept_digests(folder: Path) -> dict[int, Digests]:
     for step in checkpoint.saved_steps(checkpoints):
         with suppress(checkpoint.BrokenCheckpointError):
             saved = checkpoint.load(checkpoint.folder_for(checkpoints, step))
-            found[step] = digests_of(unpack(saved.files[TRAINING_FILE]))
+            found[step] = digests_of(saved.files[TRAINING_FILE])
     return found

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cifar_dist.runtime.collectives import differentiable_sum, sum_across_ranks, world_size
+from cifar_dist.runtime.compiling import is_compiled
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -56,9 +57,9 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.momenta = [float(layer.momentum or 0.0) for layer in self.layers]
-        self.compiled = False  # then a layer's momentum is part of what is compiled, and must not change
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -78,7 +79,7 @@ class RunningStatistics:
         total = max(1, sum(weights))
         now, later = weights[i] / total, sum(weights[i + 1 :]) / total
         momenta = [m * now / (1 - m * later) for m in self.momenta]
-        if self.compiled and len(weights) > 1:
+        if is_compiled(self.model) and len(weights) > 1:  # momenta are part of what is compiled, and must not change
             with self.of_one_batch() as seen:
                 yield
             self._blend(seen, momenta)

@@ -24,9 +24,11 @@ def compile_model(model: nn.Module, device: torch.device, data_dir: str) -> None
 
 def eagerly(model: nn.Module) -> AbstractContextManager[object]:
     """Let a compiled model be called uncompiled inside."""
-    if model._compiled_call_impl is None:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    return model._compiled_call_impl is not None
 
 
 def never_compiled(model: nn.Module) -> None:

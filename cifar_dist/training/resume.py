@@ -33,7 +33,7 @@ from cifar_dist.record.folder import (
 )
 from cifar_dist.record.lines import ConfigRecord, Summary, fixed
 from cifar_dist.runtime.launch import env_int, launch_id
-from cifar_dist.training.state import Progress, unpack
+from cifar_dist.training.state import Progress, digests_of
 
 THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
 
@@ -221,7 +221,7 @@ def has_a_snapshot(saved: checkpoint.Checkpoint) -> None:
     """Raise `BrokenCheckpointError` unless the checkpoint holds a state to go on from, and the weights for others."""
     if missing := {TRAINING_FILE, WEIGHTS_FILE} - saved.files.keys():
         raise checkpoint.BrokenCheckpointError(f"step_{saved.step:08d} has no {', '.join(sorted(missing))}")
-    unpack(saved.files[TRAINING_FILE])
+    digests_of(saved.files[TRAINING_FILE])
 
 
 def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:

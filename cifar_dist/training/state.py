@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import asdict, dataclass, field
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -84,8 +85,6 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         compile_model(model, accelerator.device, config.data_dir)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config))
     wrapped = accelerator.prepare_model(model, evaluation_mode=config.exact_shards is not None)  # then without DDP
-    statistics = RunningStatistics(model)
-    statistics.compiled = config.compile
     return TrainState(
         model=model,
         wrapped=wrapped,
@@ -95,7 +94,7 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
         ema=ema,
         sums=TrainSums(accelerator.device),
         masks=DropoutMasks(model, config.seed),
-        statistics=statistics,
+        statistics=RunningStatistics(model),
         ema_statistics=RunningStatistics(ema.module) if ema else None,
     )
 
@@ -122,25 +121,25 @@ def to_bytes(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> dict[str, Any]:
-    """Return the snapshot that these bytes are; raises `BrokenCheckpointError`, and never runs code that they hold."""
-    try:
-        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        Progress(**content["progress"])
-        digests_of(content)
-        if not isinstance(content["per_rank"]["sums"], Tensor):
-            raise TypeError("no sums")
-    except Exception as error:  # torch's own errors, and whatever else a file can lead to
-        raise BrokenCheckpointError(f"{TRAINING_FILE} is not what a run writes: {reason(error)}") from None
+def from_bytes(data: bytes) -> dict[str, Any]:
+    """Return what `to_bytes` wrote; never runs code that other bytes hold."""
+    content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return content
 
 
-def digests_of(content: dict[str, Any]) -> Digests:
-    """Return the digests of a snapshot's weights and optimizer."""
-    return {
-        "weights_digest": weights_digest(content["model"], content["ema"]),
-        "optimizer_digest": optimizer_digest(content["optimizer"]),
-    }
+def digests_of(data: bytes) -> Digests:
+    """Return the digests of a snapshot's weights and optimizer; raises `BrokenCheckpointError` for bytes that aren't one."""
+    try:
+        content = from_bytes(data)
+        Progress(**content["progress"])
+        if not isinstance(content["per_rank"]["sums"], Tensor):
+            raise TypeError("no sums")
+        return {
+            "weights_digest": weights_digest(content["model"], content["ema"]),
+            "optimizer_digest": optimizer_digest(content["optimizer"]),
+        }
+    except Exception as error:  # torch's own errors, and whatever else a file can lead to
+        raise BrokenCheckpointError(f"{TRAINING_FILE} is not what a run writes: {reason(error)}") from None
 
 
 def restore(state: TrainState, data: bytes) -> None:
@@ -148,10 +147,9 @@ def restore(state: TrainState, data: bytes) -> None:
 
     Raises `UserError` for the snapshot of something else.
     """
-    content = unpack(data)
     try:
-        _put(state, content)
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        _put(state, from_bytes(data))
+    except (UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the checkpoint is not one of this run: {reason(error)}; restore it, or use --resume never to start over"
         ) from None

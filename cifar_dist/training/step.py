@@ -1,5 +1,6 @@
 """One optimizer step: a function of (seed, step) and the state, on any number of ranks."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -16,15 +17,9 @@ def train_step(trainer: Trainer, step: int, lr: float, measure_gradient: bool) -
 
     Returns the gradient's L2 norm () before clipping, if it was asked for or is known anyway.
     """
-    config, state, reduction = trainer.config, trainer.state, trainer.reduction
-    for i, batch in enumerate(trainer.batches.of_step(step)):
-        with reduction.micro_batch(step, i):
-            outputs = forward(trainer, batch)
-            progress = step / trainer.plan.total_steps
-            loss_sum = state.model.loss_sum(outputs, batch.labels, config.label_smoothing, progress)
-            backward(trainer, loss_sum, reduction.scale(step))
+    config, state = trainer.config, trainer.state
+    for batch, outputs, loss_sum in passes(trainer, step):
         state.sums.add(loss_sum, state.model.training_logits(outputs), batch.labels)
-    reduction.finish(step)
     gradient_norm = clip(trainer) if config.max_grad_norm else norm(trainer) if measure_gradient else None
     set_lr(state.optimizer, lr)
     state.optimizer.step()
@@ -32,6 +27,21 @@ def train_step(trainer: Trainer, step: int, lr: float, measure_gradient: bool) -
     if state.ema:
         state.ema.update(step)
     return gradient_norm
+
+
+def passes(trainer: Trainer, step: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Do the forward and backward passes of a step, which leave the global batch's gradient in the parameters once all are done.
+
+    Yields each micro-batch with the model's outputs and the summed loss (). Collective.
+    """
+    state, reduction, progress = trainer.state, trainer.reduction, step / trainer.plan.total_steps
+    for i, batch in enumerate(trainer.batches.of_step(step)):
+        with reduction.micro_batch(step, i):
+            outputs = forward(trainer, batch)
+            loss_sum = state.model.loss_sum(outputs, batch.labels, trainer.config.label_smoothing, progress)
+            backward(trainer, loss_sum, reduction.scale(step))
+        yield batch, outputs, loss_sum
+    reduction.finish(step)
 
 
 def forward(trainer: Trainer, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from cifar_dist.console import Console
 from cifar_dist.runtime.collectives import max_across_ranks
 from cifar_dist.runtime.compiling import eagerly, never_compiled
 from cifar_dist.training.build import Trainer
-from cifar_dist.training.step import backward, forward
+from cifar_dist.training.step import passes
 
 # Eager gradients are up to 0.01 (float32) and 0.2 (bfloat16) of their norm off those in float64 (benchmarks/compiled.py).
 TOLERANCES = {"no": 0.05, "bf16": 0.5, "fp16": 0.5}
@@ -54,7 +54,6 @@ def compile_first(trainer: Trainer, console: Console) -> None:
     farthest = max_across_ranks(torch.tensor(farthest, device=trainer.device)).item()
     if farthest > (allowed := TOLERANCES[trainer.config.mixed_precision]):
         never_compiled(state.model)
-        state.statistics.compiled = False
         console.warn(
             f"compiled, the first step's gradient is {farthest:.2g} of its norm off, where {allowed:g} is allowed: this run is not compiled"
         )
@@ -66,16 +65,11 @@ def compile_first(trainer: Trainer, console: Console) -> None:
 
 def gradient_of(trainer: Trainer, step: int) -> list[Tensor]:
     """Return the loss () of the global batch and its gradient, and leave none. Collective."""
-    state, config, reduction = trainer.state, trainer.config, trainer.reduction
-    loss, progress = torch.zeros((), device=trainer.device), step / trainer.plan.total_steps
-    for i, batch in enumerate(trainer.batches.of_step(step)):
-        with reduction.micro_batch(step, i):
-            loss_sum = state.model.loss_sum(forward(trainer, batch), batch.labels, config.label_smoothing, progress)
-            backward(trainer, loss_sum, reduction.scale(step))
+    loss = torch.zeros((), device=trainer.device)
+    for _, _, loss_sum in passes(trainer, step):
         loss += loss_sum.detach()
-    reduction.finish(step)
-    gradient = [p.grad.float() for p in state.model.parameters() if p.grad is not None]
-    state.optimizer.zero_grad(set_to_none=True)
+    gradient = [p.grad.float() for p in trainer.state.model.parameters() if p.grad is not None]
+    trainer.state.optimizer.zero_grad(set_to_none=True)
     return [loss, *gradient]
 
 

@@ -13,7 +13,8 @@ def test_a_step_of_several_micro_batches_updates_once_by_their_weighted_mean(wei
     layer.running_mean.normal_()
     before = layer.running_mean.clone(), layer.running_var.clone()
     statistics, momenta = RunningStatistics(layer), set()
-    statistics.compiled = compiled
+    if compiled:
+        layer.compile(backend="eager")
     means, variances = torch.zeros(4), torch.zeros(4)
     for i, weight in enumerate(weights):
         x = torch.randn(8, 4, 5, 5) * (i + 1) + i
