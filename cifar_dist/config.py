@@ -186,6 +186,11 @@ class TrainConfig:
     compile: bool = option(
         False, "compile the model: faster steps after a minute or so, most of which the next run saves (torch.compile)"
     )
+    capture: Literal["auto", "on", "off"] = option(
+        "auto",
+        "capture a whole step as a CUDA graph, and replay it: small models' steps are faster; auto does it on one GPU",
+        may_change=True,
+    )
     deterministic: bool = option(False, "only deterministic GPU kernels, slower (a CPU is deterministic anyway)")
 
     output_dir: str | None = option(None, "the run folder (default: runs/MODEL-RECIPE-TIME)", may_change=True)
@@ -322,6 +327,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
             "mixed_precision",
             "gradient_compression",
             "compile",
+            "capture",
             "deterministic",
         ),
     ),

@@ -137,7 +137,7 @@ def activation_bytes(trainer: Trainer) -> tuple[int, int]:
     with trainer.accelerator.no_sync(state.wrapped), state.statistics.frozen():
         batch = trainer.batches.load(epoch, torch.arange(places.start, places.stop, device=trainer.device))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            outputs = forward(trainer, batch)
+            outputs = forward(trainer, batch, state.wrapped)
             loss = state.model.loss_sum(outputs, batch.labels, trainer.config.label_smoothing, progress=0.0)
         trainer.accelerator.backward(loss)
     state.optimizer.zero_grad(set_to_none=True)

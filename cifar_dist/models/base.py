@@ -24,10 +24,10 @@ class Classifier(nn.Module):
     def fit(self, images: Tensor) -> None:
         """Set what a fresh model takes from normalised training images (N, 3, H, W), not from chance."""
 
-    def loss_sum(self, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float) -> Tensor:
+    def loss_sum(self, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float | Tensor) -> Tensor:
         """Return what a step minimises, summed over images, () on the device.
 
-        `outputs` are the model's in training mode; `progress` in [0, 1) is the share of the run that is done.
+        `outputs` are the model's in training mode; `progress` () in [0, 1) is the share of the run that is done.
         """
         return cross_entropy_sum(outputs, labels, label_smoothing)
 

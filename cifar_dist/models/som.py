@@ -51,7 +51,7 @@ class Som(Classifier):
             x = images.flatten(1).float()
             return x.square().sum(dim=1, keepdim=True) - 2 * x @ self.weight.T + self.weight.square().sum(dim=1)
 
-    def loss_sum(self, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float) -> Tensor:
+    def loss_sum(self, outputs: Tensor, labels: Labels, label_smoothing: float, progress: float | Tensor) -> Tensor:
         """Return the sum over images of 1/2 sum_j h(b, j) |x - w_j|^2, whose gradient step is Kohonen's adaptation.
 
         `outputs` (B, U) are squared distances. The winner b and its neighbourhood h(b, j) = exp(-d(b, j)^2 / 2 sigma^2) are

@@ -34,12 +34,12 @@ class Muon(torch.optim.Optimizer):
         assert p.grad is not None
         update = self._nesterov(p, p.grad, MOMENTUM)
         p.mul_(len(p) ** 0.5 / p.norm())
-        p.add_(orthogonalised(update.flatten(1)).view_as(p), alpha=-group["lr"])
+        p.sub_(orthogonalised(update.flatten(1)).view_as(p).mul_(group["lr"]))
 
     def _move(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
         gradient = p.grad.add(p, alpha=group["weight_decay"])
-        p.add_(self._nesterov(p, gradient, group["momentum"]), alpha=-group["lr"])
+        p.sub_(self._nesterov(p, gradient, group["momentum"]).mul_(group["lr"]))  # not alpha=: it may be a tensor
 
     def _nesterov(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[p]

@@ -1,6 +1,8 @@
 """The optimizer, its parameter groups, and the moving average of the weights."""
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -66,6 +68,22 @@ def match_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the schedule's lr; a group may have a fixed multiple of it."""
+    """Set the schedule's lr; a group may have a fixed multiple of it. On a GPU in float32, as captured steps hold it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_ratio", 1.0)
+        own = lr * group.get("lr_ratio", 1.0)
+        group["lr"] = torch.tensor(own, dtype=torch.float32).item() if group["params"][0].is_cuda else own
+
+
+@contextmanager
+def lr_from(optimizer: torch.optim.Optimizer, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let steps inside read each group's lr from a tensor (), so that they may be captured."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, tensor in zip(optimizer.param_groups, tensors, strict=True):
+        group["lr"] = tensor
+        if "capturable" in group and tensor.is_cuda:  # Adam's
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            group.update(old)

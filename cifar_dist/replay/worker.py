@@ -16,6 +16,7 @@ from cifar_dist.replay.witness import Witness
 from cifar_dist.runtime.accelerator import join
 from cifar_dist.runtime.collectives import on_main
 from cifar_dist.training.build import Trainer, build, fit_to_images
+from cifar_dist.training.captured import capture_steps
 from cifar_dist.training.recording import digests, label
 from cifar_dist.training.state import restore
 from cifar_dist.training.step import train_step
@@ -35,13 +36,15 @@ def replay(job: dict[str, Any]) -> int:
     schedule = Schedule.from_config(config, plan.total_steps, plan.steps_per_epoch)
     settle_gradient_buckets(trainer)
     compile_first(trainer, Console(speaks=False))
+    capture_steps(trainer, Console(speaks=False))
     lines: list[dict[str, Any]] = []
     for step in range(job["start"], job["stop"]):
         lr, seen = schedule.lr_at(step), {}
         if step == job["closely"]:
+            captured, trainer.captured = trainer.captured, None  # which nobody could look into
             with Witness(trainer) as witness:
                 train_step(trainer, step, lr, measure_gradient=True)
-            seen = witness.testimony()
+            seen, trainer.captured = witness.testimony(), captured
         else:
             train_step(trainer, step, lr, measure_gradient=False)
         _ = trainer.state.sums.vector  # or what steps leave to be counted would pile up

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.runtime.batchnorm import RunningStatistics
-from cifar_dist.runtime.collectives import exchange_slices, gather_rows
+from cifar_dist.runtime.collectives import exchange_slices, gather_rows, sum_across_ranks
 
 Sum = TypeVar("Sum")
 
 
 class Reduction(Protocol):
     """A step asks for `scale` and `micro_batch` for each of its micro-batches, and `finish` before the optimizer."""
+
+    network: nn.Module  # what micro-batches go through
 
     def scale(self, step: int) -> float:
         """Return what the gradient of a micro-batch's summed loss is multiplied by."""
@@ -38,7 +40,7 @@ class MeanOverRanks:
     """
 
     def __init__(self, wrapped: nn.Module, accelerator: Accelerator, plan: BatchPlan, statistics: RunningStatistics):
-        self.wrapped, self.accelerator, self.plan, self.statistics = wrapped, accelerator, plan, statistics
+        self.network, self.accelerator, self.plan, self.statistics = wrapped, accelerator, plan, statistics
 
     def scale(self, step: int) -> float:
         return self.plan.world_size / len(self.plan.batch(step)[1])
@@ -49,12 +51,34 @@ class MeanOverRanks:
         last = i == len(weights) - 1
         with (
             self.statistics.weighed(weights, i),
-            nullcontext() if last else self.accelerator.no_sync(self.wrapped),  # one all-reduce a step
+            nullcontext() if last else self.accelerator.no_sync(self.network),  # one all-reduce a step
         ):
             yield
 
     def finish(self, step: int) -> None:
         """Nothing is left to do: the last backward pass returned with the mean."""
+
+
+class MeanAtOnce:
+    """The same mean after all backward passes, in one exchange of all gradients: for captured steps, without DDP's hooks."""
+
+    def __init__(self, model: nn.Module, plan: BatchPlan, statistics: RunningStatistics, rank: int):
+        self.network, self.plan, self.statistics, self.rank = model, plan, statistics, rank
+
+    def scale(self, step: int) -> float:
+        return self.plan.world_size / len(self.plan.batch(step)[1])
+
+    @contextmanager
+    def micro_batch(self, step: int, i: int) -> Iterator[None]:
+        with self.statistics.weighed(self.plan.statistics_weights(step, self.rank), i):
+            yield
+
+    def finish(self, step: int) -> None:
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        whole = sum_across_ranks(flat.div_(self.plan.world_size))  # divided first, as DDP does
+        parts = whole.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 class SumOverShards:
@@ -66,7 +90,8 @@ class SumOverShards:
     and two or three times as many at most otherwise.
     """
 
-    def __init__(self, model: nn.Module, plan: BatchPlan, statistics: RunningStatistics, rank: int):
+    def __init__(self, network: nn.Module, model: nn.Module, plan: BatchPlan, statistics: RunningStatistics, rank: int):
+        self.network = network
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.plan, self.statistics, self.rank = plan, statistics, rank
         self.subtrees: list[Subtree[list[Tensor]]] = []

@@ -1,11 +1,12 @@
 """From a configuration to what trains. A run, the doctor's dry run and the benchmarks all build it here."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
@@ -35,16 +36,19 @@ class Trainer:
     reduction: Reduction = field(init=False)
     batches: Batches = field(init=False)
     usual_sizes: set[int] = field(init=False)  # of this rank's micro-batches: one, or two that differ by an image
+    captured: Callable[[int, bool], Tensor | None] | None = None  # what does steps in place of `step.eager_step`
 
     def __post_init__(self) -> None:
+        self.reduction = self.new_reduction()
+        self.usual_sizes = {len(places) for places in self.plan.micro_batches(0, self.rank)}
+        layout = memory_format(self.state.model)
+        self.batches = Batches(self.config, self.splits.train, self.plan, self.normalize, self.rank, layout)
+
+    def new_reduction(self) -> Reduction:
         state = self.state
         if self.plan.shards:
-            self.reduction = SumOverShards(state.model, self.plan, state.statistics, self.rank)
-        else:
-            self.reduction = MeanOverRanks(state.wrapped, self.accelerator, self.plan, state.statistics)
-        self.usual_sizes = {len(places) for places in self.plan.micro_batches(0, self.rank)}
-        layout = memory_format(state.model)
-        self.batches = Batches(self.config, self.splits.train, self.plan, self.normalize, self.rank, layout)
+            return SumOverShards(state.wrapped, state.model, self.plan, state.statistics, self.rank)
+        return MeanOverRanks(state.wrapped, self.accelerator, self.plan, state.statistics)
 
     @property
     def rank(self) -> int:

@@ -5,6 +5,7 @@ from signal import Signals
 
 from cifar_dist.errors import DivergedError
 from cifar_dist.optim.schedule import Schedule
+from cifar_dist.training.captured import capture_steps
 from cifar_dist.training.preemption import Ballot
 from cifar_dist.training.recording import Run, label, log_training, save_checkpoint, validate
 from cifar_dist.training.step import train_step
@@ -18,6 +19,7 @@ def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signa
     ballot = Ballot(run.signals, config.checkpoint_minutes * 60, progress.step)
     settle_gradient_buckets(trainer)
     compile_first(trainer, run.console)
+    capture_steps(trainer, run.console)
     run.stopwatch.start(plan.samples_before(progress.step))
 
     while progress.step < plan.total_steps:

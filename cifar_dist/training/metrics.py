@@ -22,6 +22,10 @@ class TrainSums:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.loss_sum, self.correct = 0.0, 0.0
+        self.predicts = True
+        self.on_device = torch.zeros(
+            2, dtype=torch.float64, device=device
+        )  # what is counted since somebody looked, the loss in quanta
         self._losses: list[Tensor] = []
         self._guesses: list[tuple[Tensor, Labels]] = []
 
@@ -29,26 +33,44 @@ class TrainSums:
         """Add a batch's loss () and what `losses.count_correct` takes; no outputs where a model predicts nothing: nan are correct."""
         self._losses.append(loss_sum.detach())
         if outputs is None:
-            self.correct = math.nan
+            self.predicts = False
         else:
             self._guesses.append((outputs.detach(), labels))
+
+    def add_in_place(self, loss_sum: Tensor, outputs: Tensor | None, labels: Labels) -> None:
+        """Add the same at once, on the device, which a captured step can do: the same sums, since they are exact."""
+        self.on_device[0] += quanta(loss_sum.detach())
+        if outputs is not None:
+            self.on_device[1] += count_correct(outputs.detach(), labels)
+
+    def settle(self) -> None:
+        """Count on the device what waits."""
+        if self._losses:
+            self.on_device[0] += quanta(torch.stack(self._losses)).sum()
+            self._losses = []
+        if self._guesses:
+            outputs, labels = zip(*self._guesses, strict=True)
+            self.on_device[1] += count_correct(torch.cat(outputs), join_labels(labels))
+            self._guesses = []
 
     @property
     def vector(self) -> Tensor:
         """The sums (2,) float64 on the device. They are the same however often somebody looked, and in any order."""
-        if self._losses:
-            quanta = torch.stack(self._losses).double().div_(LOSS_QUANTUM).round_()
-            self.loss_sum += quanta.sum().item() * LOSS_QUANTUM
-            self._losses = []
-        if self._guesses:
-            outputs, labels = zip(*self._guesses, strict=True)
-            self.correct += count_correct(torch.cat(outputs), join_labels(labels)).item()
-            self._guesses = []
+        self.settle()
+        loss_quanta, correct = self.on_device.tolist()
+        self.on_device.zero_()
+        self.loss_sum += loss_quanta * LOSS_QUANTUM
+        self.correct = self.correct + correct if self.predicts else math.nan
         return torch.tensor((self.loss_sum, self.correct), dtype=torch.float64, device=self.device)
 
     def set(self, vector: Tensor) -> None:
         """Start from `vector` (2,)."""
         self.loss_sum, self.correct = vector.tolist()
+
+
+def quanta(losses: Tensor) -> Tensor:
+    """Return losses as whole numbers of LOSS_QUANTUM, float64."""
+    return losses.double().div_(LOSS_QUANTUM).round_()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from cifar_dist.console import Console
 from cifar_dist.runtime.collectives import max_across_ranks
 from cifar_dist.runtime.compiling import eagerly, never_compiled
 from cifar_dist.training.build import Trainer
-from cifar_dist.training.step import passes
+from cifar_dist.training.step import passes, progress_at
 
 # Eager gradients are up to 0.01 (float32) and 0.2 (bfloat16) of their norm off those in float64 (benchmarks/compiled.py).
 TOLERANCES = {"no": 0.05, "bf16": 0.5, "fp16": 0.5}
@@ -66,8 +66,10 @@ def compile_first(trainer: Trainer, console: Console) -> None:
 def gradient_of(trainer: Trainer, step: int) -> list[Tensor]:
     """Return the loss () of the global batch and its gradient, and leave none. Collective."""
     loss = torch.zeros((), device=trainer.device)
-    for _, _, loss_sum in passes(trainer, step):
+    batches, reduction = trainer.batches.of_step(step), trainer.reduction
+    for _, _, loss_sum in passes(trainer, step, batches, reduction, progress_at(trainer, step)):
         loss += loss_sum.detach()
+    reduction.finish(step)
     gradient = [p.grad.float() for p in trainer.state.model.parameters() if p.grad is not None]
     trainer.state.optimizer.zero_grad(set_to_none=True)
     return [loss, *gradient]

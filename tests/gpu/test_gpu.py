@@ -140,6 +140,31 @@ def test_deterministic_runs_end_with_the_same_bits(train, model, precision):
     assert first.weights() == second.weights()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_captured_steps_are_taken_and_are_the_eager_ones_up_to_rounding(train, capsys, model, precision):
+    recipe = ["--recipe", "speed94"] if model == "speednet" else ["--lr", "0.001"]
+    options = [
+        "--model",
+        model,
+        *recipe,
+        "--steps",
+        "12",
+        "--log-every",
+        "1",
+        "--mixed-precision",
+        precision,
+        "--no-test",
+    ]
+    options += ["--deterministic", *ON["cuda"]]
+    eager, captured = (train(*options, "--capture", choice, name=choice) for choice in ("off", "on"))
+    assert eager.status == captured.status == 0
+    assert "can't be captured" not in capsys.readouterr().out
+    for ours, theirs in zip(captured.metrics("train"), eager.metrics("train"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
 # Optimizers
 
 

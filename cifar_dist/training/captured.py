@@ -1,0 +1,222 @@
+"""Steps without Python: what a step does to the device is captured once, over tensors that stay where they are, and replayed.
+
+Small models spend most of a step launching kernels; a CUDA graph launches them all at once. On a CPU the same code runs over the
+same tensors without a graph, so that all but the capture itself is tested everywhere.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.console import Console
+from cifar_dist.errors import UserError
+from cifar_dist.inputs.batches import Batch
+from cifar_dist.inputs.labels import Labels
+from cifar_dist.optim.optimizer import lr_from
+from cifar_dist.runtime.collectives import max_across_ranks
+from cifar_dist.runtime.reduction import MeanAtOnce
+from cifar_dist.text import reason
+from cifar_dist.training.build import Trainer
+from cifar_dist.training.step import eager_step, passes, update
+
+SLACK = {"cpu": 0.0, "cuda": 1e-3}  # of what a step changes; some kernels of a GPU add up in any order
+
+
+def capture_steps(trainer: Trainer, console: Console) -> None:
+    """Let the trainer's steps be captured where the configuration asks for it. Raises `UserError` where that can't be."""
+    choice, several = trainer.config.capture, trainer.plan.world_size > 1
+    problem = why_not(trainer.config, several)
+    if choice == "on" and problem:
+        raise UserError(f"--capture on can't be with {problem}; leave one out")
+    # With several GPUs only on request: graphs beside NCCL have never been tried.
+    if choice == "on" or (choice == "auto" and not problem and not several and trainer.device.type == "cuda"):
+        trainer.captured = CapturedSteps(trainer, console)
+
+
+def why_not(config: TrainConfig, several: bool) -> str:
+    """Return the options with which steps can't be captured; empty where they can."""
+    if config.mixed_precision == "fp16":
+        return "--mixed-precision fp16, which decides from each gradient whether there is a step"
+    if several and config.batch_norm == "sync":
+        return "--batch-norm sync on several processes, which wait for each other in the middle of a pass"
+    if several and config.exact_shards:
+        return "--exact-shards on several processes, which exchange sums between the shards"
+    if several and config.gradient_compression != "no":
+        return "--gradient-compression, which DDP's hooks do"
+    return ""
+
+
+class Kind(NamedTuple):
+    """Steps that one capture serves: whole batches, of images of one size."""
+
+    size: int | None
+    measure: bool  # whether the gradient's norm is wanted
+
+
+class CapturedSteps:
+    """Does the steps of whole batches by replaying one; others, the first, and all if a replay is not the eager step, eagerly."""
+
+    def __init__(self, trainer: Trainer, console: Console) -> None:
+        self.trainer, self.console = trainer, console
+        self.replays: dict[Kind, Replay] = {}
+        self.given_up = False
+
+    def __call__(self, step: int, measure_gradient: bool) -> Tensor | None:
+        """Do what `eager_step` does. Collective."""
+        trainer = self.trainer
+        epoch, places = trainer.plan.batch(step)
+        whole = len(places) == trainer.plan.batch_size
+        if self.given_up or not whole or step == 0:  # the first step makes the optimizer's state
+            return eager_step(trainer, step, trainer.batches.of_step(step), measure_gradient)
+        batches = list(trainer.batches.of_step(step))
+        kind = Kind(trainer.batches.size(epoch), measure_gradient and not trainer.config.max_grad_norm)
+        if kind not in self.replays and not self.capture(kind, step, batches):
+            return eager_step(trainer, step, batches, measure_gradient)
+        return self.replays[kind](step, batches)
+
+    def capture(self, kind: Kind, step: int, batches: Sequence[Batch]) -> bool:
+        """Capture a step; returns whether a replay does what the eager step does. The state stays as it was. Collective."""
+        trainer, sums, problem = self.trainer, self.trainer.state.sums, ""
+        sums.settle()
+        tensors = changing(trainer)
+        before = [tensor.clone() for tensor in tensors]
+
+        def outcome(do: Callable[[], object]) -> list[Tensor]:
+            do()
+            sums.settle()
+            after = [tensor.clone() for tensor in tensors]
+            put(before, tensors)
+            return after
+
+        eager, again = (outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
+        try:
+            replay = Replay(trainer, step, batches, kind)
+            off = farthest(outcome(lambda: replay(step, batches)), eager, again, before, SLACK[trainer.device.type])
+        except RuntimeError as error:  # something can't be captured
+            problem, off = reason(error), math.inf
+            put(before, tensors)
+            trainer.state.optimizer.zero_grad(set_to_none=True)
+        if max_across_ranks(torch.tensor(off, device=trainer.device)).item() <= 1:
+            self.replays[kind] = replay
+            return True
+        self.given_up = True
+        said = problem or f"a replay is {off:.2g} times as far off as rounding explains"
+        self.console.warn(f"this run's steps can't be captured, so that they are eager, and slower: {said}")
+        return False
+
+
+class Replay:
+    """One step, over tensors of its own for all that differs between steps of a kind."""
+
+    def __init__(self, trainer: Trainer, step: int, batches: Sequence[Batch], kind: Kind) -> None:
+        """Captures without doing the step. `batches` are of the same sizes as those to come."""
+        self.trainer, self.kind, state = trainer, kind, trainer.state
+        several = trainer.plan.world_size > 1
+        self.reduction = trainer.new_reduction()
+        if several:
+            self.reduction = MeanAtOnce(state.model, trainer.plan, state.statistics, trainer.rank)
+        self.batches = [clone(batch) for batch in batches]
+        on_gpu, device = trainer.device.type == "cuda", trainer.device
+        precision = torch.float32 if on_gpu else torch.float64  # a GPU's fused optimizers take float32 alone
+        self.lrs = [torch.zeros((), dtype=precision, device=device) for _ in state.optimizer.param_groups]
+        self.progress = torch.zeros((), dtype=torch.float64, device=device)
+        self.step = step  # any of its kind
+        self.gradients: list[tuple[Tensor, Tensor]] = []
+        if not several:
+            self.captured = [Captured(self._whole, device)]
+            return
+        first = Captured(self._passes, device)  # ranks meet after it
+        if first.graph:
+            self.gradients = [(p, p.grad) for p in state.model.parameters() if p.grad is not None]
+        self.captured = [first, Captured(self._update, device)]
+
+    def __call__(self, step: int, batches: Sequence[Batch]) -> Tensor | None:
+        """Do the step; returns the gradient's norm () before clipping, if it is of the kind, until the next replay."""
+        trainer = self.trainer
+        put(
+            [t for batch in batches for t in tensors_of(batch)],
+            [t for batch in self.batches for t in tensors_of(batch)],
+        )
+        for tensor, group in zip(self.lrs, trainer.state.optimizer.param_groups, strict=True):
+            tensor.fill_(group["lr"])
+        self.progress.fill_(step / trainer.plan.total_steps)
+        for part in self.captured[:-1]:
+            part()
+            for p, gradient in self.gradients:
+                p.grad = gradient
+            self.reduction.finish(step)
+        return self.captured[-1]()
+
+    def _whole(self) -> Tensor | None:
+        self._passes()
+        self.reduction.finish(self.step)
+        return self._update()
+
+    def _passes(self) -> None:
+        sums, model = self.trainer.state.sums, self.trainer.state.model
+        for batch, outputs, loss_sum in passes(self.trainer, self.step, self.batches, self.reduction, self.progress):
+            sums.add_in_place(loss_sum, model.training_logits(outputs), batch.labels)
+
+    def _update(self) -> Tensor | None:
+        with lr_from(self.trainer.state.optimizer, self.lrs):
+            return update(self.trainer, self.kind.measure)
+
+
+class Captured:
+    """What a function does to tensors on a GPU, as a graph; on a CPU the function itself."""
+
+    def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
+        self.function, self.graph = function, None
+        if device.type == "cuda":
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.result = function()
+
+    def __call__(self) -> Tensor | None:
+        if not self.graph:
+            return self.function()
+        self.graph.replay()
+        return self.result
+
+
+def changing(trainer: Trainer) -> list[Tensor]:
+    """Return the tensors that steps change, but the moving average, which is never captured."""
+    state = trainer.state
+    values = (value for own in state.optimizer.state.values() for value in own.values())
+    held = [value for value in values if isinstance(value, Tensor)]
+    return [*(p.detach() for p in state.model.parameters()), *state.model.buffers(), *held, state.sums.on_device]
+
+
+@torch.no_grad()
+def put(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copy values into tensors of the same shapes."""
+    torch._foreach_copy_(list(tensors), list(values))
+
+
+def farthest(
+    found: Sequence[Tensor], eager: Sequence[Tensor], again: Sequence[Tensor], before: Sequence[Tensor], slack: float
+) -> float:
+    """Return how far the tensor that is farthest off is from `eager`, where 1 is allowed.
+
+    That is `slack` of what the step changed in it, and four times as far as two eager steps are from one another. 0 where eager
+    is not finite: then there is nothing to compare.
+    """
+    shares = []
+    for ours, theirs, other, old in zip(found, eager, again, before, strict=True):
+        off, noise, change = ((a.double() - theirs.double()).norm() for a in (ours, other, old))
+        shares.append(torch.where(off == 0, 0.0, off / (4 * noise + slack * change)))
+    worst = torch.stack(shares).nan_to_num(nan=math.inf, posinf=math.inf).max().item()
+    return worst if all(tensor.isfinite().all() for tensor in eager) else 0.0
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    return [batch.images, batch.positions, *(tensor for tensor in batch.labels if tensor is not None)]
+
+
+def clone(batch: Batch) -> Batch:
+    labels = (None if tensor is None else tensor.clone() for tensor in batch.labels)
+    return Batch(batch.images.clone(), Labels(*labels), batch.positions.clone())  # type: ignore[arg-type] # the first is a tensor

@@ -1,0 +1,170 @@
+"""Captured steps: the same bits as eager ones on a CPU, where nothing is captured, and through a recording, as a graph is one."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.runs import stop_after, torchrun, untimed, words
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from cifar_dist.config import TrainConfig
+from cifar_dist.training import captured
+from cifar_dist.training.captured import farthest, why_not
+
+CASES = {
+    "lenet": ["--model", "lenet", "--lr", "0.02"],
+    "an average": ["--model", "lenet", "--ema-decay", "0.9", "--warmup", "0.2"],
+    "clipped": ["--model", "lenet", "--max-grad-norm", "0.5", "--nesterov"],
+    "adam": ["--model", "lenet", "--optimizer", "adam", "--lr", "0.001"],
+    "adamw, accumulated": ["--model", "lenet", "--optimizer", "adamw", "--lr", "0.001", "--micro-batch-size", "11"],
+    "batch norm, accumulated": ["--model", "zhang", "--micro-batch-size", "13", "--batch-size", "52"],
+    "shards": ["--model", "zhang", "--exact-shards", "3"],
+    "mixed, with dropout": ["--model", "mlp", "--model-options", "dropout=0.3", "--augment", "crop", "cutmix"],
+    "a map": ["--model", "som", "--augment", "flip", "--label-smoothing", "0", "--lr", "0.001"],
+    "muon, two sizes": ["--recipe", "speed94", "--model", "speednet", "--model-options", "width=24"],
+    "bf16": ["--model", "lenet", "--mixed-precision", "bf16"],
+}
+ONLY_SMALL = ["--log-every", "2", "--val-fraction", "0.1"]
+
+
+def small(case: str) -> list[str]:
+    options = [*CASES[case], *ONLY_SMALL]
+    return [*options, "--early-size", "24", "--batch-size", "64"] if "two sizes" in case else options
+
+
+class Recording(TorchDispatchMode):
+    """Every operation with the tensors that it read and wrote; `replay` does them again, in the same memory, without Python's part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+            raise RuntimeError("a captured step must not wait for the device")
+        result = func(*args, **kwargs)
+        self.operations.append((func, args, kwargs, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            new = func(*args, **kwargs)
+            for before, now in zip(tree_flatten(result)[0], tree_flatten(new)[0], strict=True):
+                if isinstance(before, Tensor) and before.data_ptr() != now.data_ptr():
+                    before.copy_(now)
+
+
+class Recorded:
+    """In place of `captured.Captured`: does nothing when it is made, and from then on what was recorded, as a CUDA graph."""
+
+    def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
+        self.graph = self.recording = Recording()
+        tensors = captured.changing(function.__self__.trainer)  # type: ignore[attr-defined] # a method of `Replay`
+        before = [tensor.clone() for tensor in tensors]
+        with self.recording:
+            self.result = function()
+        captured.put(before, tensors)
+
+    def __call__(self) -> Tensor | None:
+        with torch.no_grad():
+            self.recording.replay()
+        return self.result
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    assert ours.status == theirs.status == 0
+    assert untimed(ours.metrics()) == untimed(theirs.metrics())
+    assert ours.weights() == theirs.weights()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_of_captured_steps_is_the_eager_run_bit_for_bit(train, monkeypatch, case):
+    eager = train(*small(case), "--capture", "off", name="eager")
+    taken: list[bool] = []
+    whole = captured.Replay.__call__
+    monkeypatch.setattr(captured.Replay, "__call__", lambda *a: (taken.append(True), whole(*a))[1])
+    assert_same(train(*small(case), "--capture", "on", name="captured"), eager)
+    steps = max(line["step"] for line in eager.metrics("train"))
+    assert len(taken) > steps / 2  # the rest are short batches and the first
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_captured_reads_and_writes_only_what_stays(train, monkeypatch, capsys, case):
+    """A recording is done again without any of our code: whatever that had decided from the step would be an old step's."""
+    eager = train(*small(case), "--capture", "off", name="eager")
+    monkeypatch.setattr(captured, "Captured", Recorded)
+    assert_same(train(*small(case), "--capture", "on", name="captured"), eager)
+    assert "can't be captured" not in capsys.readouterr().out
+
+
+def test_a_resumed_run_of_captured_steps_is_the_whole_one(train, monkeypatch):
+    whole = train("--capture", "on", name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        assert train("--capture", "on").status != 0
+    resumed = train("--capture", "on")
+    assert resumed.metrics("train")[-1]["step"] == 21
+    assert untimed(resumed.metrics())[-1] == untimed(whole.metrics())[-1]
+    assert resumed.weights() == whole.weights()
+
+
+@pytest.mark.parametrize("wrong", ["another number", "an error"])
+def test_a_replay_that_is_not_the_eager_step_is_noticed_and_the_run_eager(train, monkeypatch, capsys, wrong):
+    eager = train("--capture", "off", name="eager")
+    passes = captured.Replay._passes
+
+    def wrongly(self: captured.Replay) -> None:
+        passes(self)
+        if wrong == "an error":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        next(self.trainer.state.model.parameters()).grad[0] *= 1 + 1e-6
+
+    monkeypatch.setattr(captured.Replay, "_passes", wrongly)
+    assert_same(train("--capture", "on"), eager)
+    said = capsys.readouterr().out
+    assert said.count("steps can't be captured") == 1
+    assert ("not permitted when stream" in said) == (wrong == "an error")
+
+
+def test_how_far_off_is_counted_in_what_two_eager_steps_differ_by():
+    before, eager, again = ([torch.tensor(values)] for values in ([0.0, 0.0], [1.0, 0.0], [1.0, 0.01]))
+    assert farthest(eager, eager, eager, before, slack=0.0) == 0
+    assert farthest([torch.tensor([1.0, 0.04])], eager, again, before, slack=0.0) == pytest.approx(1)
+    assert farthest([torch.tensor([1.0, 0.05])], eager, eager, before, slack=0.1) == pytest.approx(0.5)
+    assert farthest([torch.tensor([1.0, 1e-7])], eager, eager, before, slack=0.0) == math.inf
+    assert farthest([torch.tensor([1.0, math.nan])], eager, eager, before, slack=0.1) == math.inf
+    diverged = [torch.tensor([math.nan, 0.0])]
+    assert farthest(eager, diverged, diverged, before, slack=0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "several", "problem"),
+    [
+        ({"mixed_precision": "fp16"}, False, "fp16"),
+        ({"batch_norm": "sync"}, True, "--batch-norm sync"),
+        ({"gradient_compression": "bf16"}, True, "--gradient-compression"),
+        ({"exact_shards": 4}, True, "--exact-shards"),
+        ({"exact_shards": 4, "max_grad_norm": 1.0, "ema_decay": 0.9}, False, ""),
+        ({"mixed_precision": "bf16", "compile": True}, True, ""),
+    ],
+)
+def test_what_can_not_be_captured_has_its_reason(options, several, problem):
+    assert problem in why_not(TrainConfig(epochs=1, **options), several) or not problem
+    assert bool(why_not(TrainConfig(epochs=1, **options), several)) == bool(problem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["lenet", "batch norm, accumulated", "clipped"])
+def test_captured_steps_of_two_processes_are_those_of_ddp_bit_for_bit(folders, data_dir, tmp_path, case):
+    weights = []
+    for choice in ("off", "on"):
+        where = ["--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / choice)]
+        how = ["--epochs", "2", "--threads", "1", "--capture", choice, *words({"--batch-size": 32}, small(case))]
+        torchrun(2, ["train.py", *where, *how])
+        weights.append((tmp_path / choice / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
