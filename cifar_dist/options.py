@@ -117,16 +117,16 @@ def _switch(word: str, switches: set[str]) -> str:
     return name if value.lower() == "true" else name.replace("--", "--no-", 1)
 
 
-def check_output(output: str | None) -> None:
-    """Raise `UserError` where --output names what can't be replaced by a file, before there is anything to write."""
+def check_output(output: str | None, option: str = "--output") -> None:
+    """Raise `UserError` where --output, or another `option`, names what can't be replaced by a file, before there is anything to write."""
     path = Path(output or "")
     if not output:
         return
     if not path.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{option} {output}: there is no folder {path.parent}; make it first")
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
-        raise UserError(f"--output {output} is {what}, which would not be replaced; give a file's name")
+        raise UserError(f"{option} {output} is {what}, which would not be replaced; give a file's name")
 
 
 def add_flags(

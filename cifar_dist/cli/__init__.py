@@ -16,6 +16,8 @@ COMMANDS = {
     "compare": "compare runs: a table by configuration with intervals, a page with curves and tests, CSV and JSON",
     "verify": "do parts of a run again, and say whether every bit is the same",
     "bisect": "find the first step at which two runs part, and why",
+    "predict": "say what a model sees in images of any size and format, with probabilities",
+    "latency": "measure how fast a model answers: images/s and latency by batch size, from pixels to probabilities",
     "report": "make the page and pictures of a run anew",
     "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
 }

@@ -13,14 +13,13 @@ from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_json
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, check_output, with_launchers
-from cifar_dist.record.folder import WEIGHTS_FILE
-from cifar_dist.record.reader import read_run, runs_in
+from cifar_dist.record.reader import read_run
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
 from cifar_dist.runtime.watch import Watch
-from cifar_dist.text import count, percent
+from cifar_dist.text import percent
 from cifar_dist.training.evaluation import evaluate
-from cifar_dist.training.weights import load_weights
+from cifar_dist.training.weights import load_weights, weights_path
 
 SHARED = (
     "data_dir",
@@ -110,23 +109,3 @@ def _evaluate(argv: Sequence[str]) -> int:
     collectives.on_main(lambda: write_json(output, record))
     console.say(f"written to {output}")
     return FINISHED
-
-
-def weights_path(checkpoint: str) -> Path:
-    """Return the weights file that `--checkpoint` means; raises `UserError` where there is none."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
-        if not path.is_file() and (runs := runs_in(Path(checkpoint))):
-            raise UserError(
-                f"{checkpoint} is a folder of {count(len(runs), 'run')}; give one of them, such as {runs[0]}"
-            )
-        if not path.is_file():
-            raise UserError(
-                f"{checkpoint} holds no {WEIGHTS_FILE}: its run has not validated yet; use one of its checkpoints/step_*"
-            )
-    if not path.is_file():
-        raise UserError(
-            f"--checkpoint {checkpoint} does not exist; give a run folder, one of its checkpoints/step_*, or a weights file"
-        )
-    return path

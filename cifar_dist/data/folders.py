@@ -1,4 +1,4 @@
-"""Class folders of images: train/CLASS/* and test/CLASS/*, in one of FORMATS, 32x32 pixels."""
+"""Class folders of images: train/CLASS/* and test/CLASS/*, in a format of data/pictures.py, 32x32 pixels."""
 
 import hashlib
 import os
@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cifar_dist.data.cache import Decoded
+from cifar_dist.data.pictures import SIZE, PictureError, opened
 from cifar_dist.errors import UserError
 from cifar_dist.text import printable
 
-SIZE = 32
-# Pillow decodes more by the first bytes, whatever a file's name says; an EPS would start Ghostscript, a program of its own.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -96,19 +94,13 @@ def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_file(path: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError  # only needed without a cache
-
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened(path) as image:
             width, height = image.size
             if (width, height) == (SIZE, SIZE):  # before decoding: a small file may hold a huge picture
                 lost, pixels = _what_is_lost(image), np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{path} is no image in one of the formats {', '.join(FORMATS)}; convert or remove it"
-        ) from None
-    except Exception as error:  # decoders raise whatever they like
-        raise UserError(f"can't decode {path} ({' '.join(str(error).split())}); repair or remove it") from None
+    except PictureError as error:
+        raise UserError(f"{path} {error}") from None
     if (width, height) != (SIZE, SIZE):
         raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
     if lost:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def kernels() -> dict[str, Any]:
         "onednn": uses_onednn(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as far as this system tells."""
+    with suppress(OSError):  # there is none but on Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def changes() -> bytes:

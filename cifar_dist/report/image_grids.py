@@ -109,6 +109,12 @@ def draw_augmented(augmented: Augmented, steps: Sequence[str], path: Path, title
 
 
 def _draw_grid(pixels: np.ndarray, captions: Sequence[Caption], path: Path, title: Iterable[str]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    grid(pixels, captions, title).save(path)
+    return path
+
+
+def grid(pixels: np.ndarray, captions: Sequence[Caption], title: Iterable[str]) -> Image.Image:
     """Draw images (N, 32, 32, 3) uint8 row by row, with their captions and frames, under lines of text."""
     head = "\n".join(textwrap.fill(line, TITLE_LETTERS) for line in title)
     top = 2 * GAP + TITLE_LINE * (head.count("\n") + 1)
@@ -125,9 +131,7 @@ def _draw_grid(pixels: np.ndarray, captions: Sequence[Caption], path: Path, titl
         for line, (start, end) in enumerate(caption.above):
             _draw_line(draw, x, y - above + line * LINE, start, end, bold=line == 0 and bool(end))
         _draw_line(draw, x, y + SIDE + 4, caption.below, "", bold=False)
-    path.parent.mkdir(exist_ok=True)
-    sheet.save(path)
-    return path
+    return sheet
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> None:

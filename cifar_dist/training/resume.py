@@ -68,7 +68,7 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseF
     The lock is added to `locks` and holds for as long as they live. Whatever is refused leaves no folder behind.
     """
     source, step = resume_source(config.resume)
-    path = Path(config.output_dir) if config.output_dir else source or new_folder(config)
+    path = folder_of(config)
     start = StartingPoint(path, config, made=[folder for folder in (path, *path.parents) if not folder.exists()])
     try:
         if source and not (path / CONFIG_FILE).exists():
@@ -134,6 +134,11 @@ def resume_source(resume: str) -> tuple[Path | None, int | None]:
     raise UserError(
         f"--resume {resume} is not auto, never, a run folder (with {CONFIG_FILE}) or one of its checkpoints/step_*"
     )
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Return the run folder: the one that was named, the one that goes on, or a new one."""
+    return Path(config.output_dir) if config.output_dir else resume_source(config.resume)[0] or new_folder(config)
 
 
 def new_folder(config: TrainConfig) -> Path:

@@ -16,6 +16,9 @@ from cifar_dist.files import is_sealed, parse_json, read_file, sealed
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
 from cifar_dist.record.digest import digest
+from cifar_dist.record.folder import WEIGHTS_FILE
+from cifar_dist.record.reader import runs_in
+from cifar_dist.text import count
 
 KEY = "cifar_dist"  # one metadata entry: safetensors writes several in no fixed order
 
@@ -86,3 +89,23 @@ def read_about(text: str, tensors: Mapping[str, Tensor]) -> dict[str, Any] | Non
         return about
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def weights_path(checkpoint: str | Path) -> Path:
+    """Return the weights file that a command is given; raises `UserError` where there is none."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+        if not path.is_file() and (runs := runs_in(path.parent)):
+            raise UserError(
+                f"{checkpoint} is a folder of {count(len(runs), 'run')}; give one of them, such as {runs[0]}"
+            )
+        if not path.is_file():
+            raise UserError(
+                f"{checkpoint} holds no {WEIGHTS_FILE}: its run has not validated yet; use one of its checkpoints/step_*"
+            )
+    if not path.is_file():
+        raise UserError(
+            f"{checkpoint} does not exist; give a run folder, one of its checkpoints/step_*, or a weights file"
+        )
+    return path

@@ -1,0 +1,72 @@
+"""Pictures as people have them, in one of FORMATS: opened by their first bytes, judged by their size before their pixels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:  # Pillow is only needed where something is decoded
+    from PIL import Image
+
+SIZE = 32
+# Pillow decodes more by the first bytes, whatever a file's name says; an EPS would start Ghostscript, a program of its own.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MOST_PIXELS = 2**26  # 8192 x 8192, 200 MB of RGB; a small file may hold a huge picture
+WHITE = (255, 255, 255, 255)
+
+
+class PictureError(Exception):
+    """Why a picture can't be used: words that follow its name, with the way out."""
+
+
+@contextmanager
+def opened(source: Any) -> Iterator["Image.Image"]:
+    """Open a path or a binary file whose pixels are decoded inside; raises `PictureError` for whatever goes wrong there."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            yield image
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"is no image in one of the formats {', '.join(FORMATS)}; convert or remove it") from None
+    except Exception as error:  # decoders raise whatever they like
+        raise PictureError(f"can't be decoded ({' '.join(str(error).split())}); repair or remove it") from None
+
+
+def as_model_sees(image: "Image.Image") -> np.ndarray:
+    """Return any picture as pixels (32, 32, 3) uint8: upright, its first frame, on white, shrunk or enlarged as `resized` does.
+
+    Raises `PictureError` for one that is huge, or whose values have no known white.
+    """
+    from PIL import ImageOps
+
+    if image.width * image.height > MOST_PIXELS:
+        raise PictureError(f"has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}; resize it first")
+    return np.asarray(resized(_on_white(ImageOps.exif_transpose(image))))
+
+
+def resized(image: "Image.Image") -> "Image.Image":
+    """Return the largest square in a picture's middle as 32x32 pixels, smoothed where it shrinks; 32x32 stay as they are."""
+    from PIL import Image, ImageOps
+
+    return image if image.size == (SIZE, SIZE) else ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def _on_white(image: "Image.Image") -> "Image.Image":
+    """Return a picture of any mode in RGB, 16 bits rounded to 8, on white where it is transparent."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise PictureError("holds floating-point values, of which none is known to be white; convert it to 8 bits")
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts off all above 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError("holds values of more than 16 bits; convert it to 8 bits")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Trained models in use: what they say of pictures, and how fast."""
