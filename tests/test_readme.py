@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 from helpers.runs import ROOT
+from PIL import Image
 
 from cifar_dist.__main__ import main as package_main
 from cifar_dist.cli import COMMANDS as PACKAGE_COMMANDS
@@ -125,6 +126,7 @@ def test_every_command_of_the_package_runs(line, train, tmp_path, monkeypatch, c
     example = re.search(r"my-sweep.yaml` is, for example,\n\n((?:    .*\n)+)", README)
     assert example
     (tmp_path / "my-sweep.yaml").write_text(textwrap.dedent(example[1]))
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     words = line.split("#")[0].split()
     for name in ["runs/NAME"] if words[0] == "compare" else [word for word in words if word.startswith("runs/")]:

@@ -56,7 +56,6 @@ class Subject(NamedTuple):
     """What is measured."""
 
     model: Predictor
-    name: str  # of the model, for people
     weights: Path | None  # None: fresh ones
 
 
@@ -106,20 +105,19 @@ def find(run: str, shared: dict[str, Any]) -> Subject:
         name = model_name(run)
         config = choose_precision(TrainConfig(epochs=1, model=name, **shared))
         torch.manual_seed(0)
-        return Subject(
-            Predictor(name, "", build_model(name), [str(c) for c in range(10)], HALF, HALF, config), name, None
-        )
+        classes = [str(number) for number in range(10)]
+        model = Predictor(name, build_model(name), config, classes=classes, mean=HALF, std=HALF)
+        return Subject(model, None)
     if not Path(run).exists() and "/" not in run:
         raise UserError(f"{run} is neither a run, nor a weights file, nor one of the models {', '.join(MODELS)}")
     chosen = {name: shared[name] for name in ("device", "mixed_precision") if name in shared}
-    model = load_model(run, **chosen)
-    return Subject(model, model.name, weights_path(run))
+    return Subject(load_model(run, **chosen), weights_path(run))
 
 
 def describe(subject: Subject, options: LatencyOptions) -> dict[str, Any]:
     """Return what the numbers depend on."""
     return {
-        "model": subject.name,
+        "model": subject.model.name,
         "weights": str(subject.weights) if subject.weights else None,
         "mixed_precision": subject.model.mixed_precision,
         "seconds": options.seconds,
@@ -151,16 +149,16 @@ def measure_all(
             try:
                 if compiled:
                     torch.compiler.reset()  # it compiles eight sizes at most, and runs all others as they are
-                    answers = model.probabilities(noise(size))
                 cell = measure(model, size, options.seconds, compiled)
-                if not compiled:
-                    eager[size] = model.probabilities(noise(size))
+                answers = model.probabilities(noise(size))
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 console.warn(f"out of memory at {count(size, 'image')} a call; larger batches are left out")
                 break
-            if compiled and size in eager:
+            if not compiled:
+                eager[size] = answers
+            elif size in eager:
                 difference = max(difference or 0.0, float(np.abs(answers - eager[size]).max()))
             yield cell, difference
 

@@ -146,16 +146,17 @@ def table(predictions: Sequence[Prediction]) -> Table:
         found.add_column("class" if place == 1 else f"{place}.", overflow="fold")
         found.add_column("", justify="right", no_wrap=True)
     for prediction in predictions:
-        cells = [Text(_one_line(prediction.name))]
+        cells = [Text(_shown(prediction.name))]
         for place, guess in enumerate(prediction.top):
             style = "" if place else "bold"
-            cells += [Text(guess.label, style), Text(percent(guess.probability), style)]
+            cells += [Text(_shown(guess.label), style), Text(percent(guess.probability), style)]
         found.add_row(*cells)
     return found
 
 
-def _one_line(name: str) -> str:
-    return " ".join(name.split("\n"))
+def _shown(name: str) -> str:
+    """Return a name in one line, as wide as it will be."""
+    return printable(" ".join(name.split("\n")).expandtabs(1))
 
 
 class Sheet:
@@ -177,14 +178,11 @@ class Sheet:
         captions = []
         for prediction, _ in self.shots:
             label, probability = prediction.top[0]
-            captions.append(
-                Caption(
-                    ((printable(label), rough_percent(probability)),), printable(_one_line(Path(prediction.name).name))
-                )
-            )
+            captions.append(Caption(((_shown(label), rough_percent(probability)),), _shown(Path(prediction.name).name)))
         of = f"the first {len(self.shots)} of {good:,} images" if good > len(self.shots) else count(good, "image")
         of += ", as the model sees them, with the most probable class"
-        lines = [f"{model.name}, trained on {model.dataset}", of, f"probabilities {model.calibration}"]
+        trained = f"{model.name}, trained on {model.dataset}" + ", SYNTHETIC DATA" * (model.dataset == SYNTHETIC)
+        lines = [trained, of, f"probabilities {model.calibration}"]
         buffer = BytesIO()
         grid(np.stack([pixels for _, pixels in self.shots]), captions, map(printable, lines)).save(buffer, "PNG")
         write_atomically(Path(self.path), buffer.getvalue())

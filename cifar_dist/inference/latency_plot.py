@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from cifar_dist.inference.latency import Cell
 from cifar_dist.report.canvas import BLUE, VERMILLION, new_figure, save
 
@@ -30,6 +32,9 @@ def draw_latency(cells: Sequence[Cell], path: Path, title: str) -> Path:
     for axes, label in ((latency, "latency of a call in ms"), (throughput, "images/s")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         sizes = sorted({cell.batch_size for cell in cells})
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("images a call")

@@ -79,7 +79,7 @@ def load_model(
     `mixed_precision` is that of its training unless it is given. So is the `temperature` that `eval.py` found and wrote beside
     the weights: logits are divided by it, so that probabilities are calibrated. Raises `UserError`.
     """
-    file = weights_path(Path(path))
+    file = weights_path(path)
     model, about = load_weights(file)
     config = TrainConfig(epochs=1, device=device, mixed_precision=mixed_precision or about["mixed_precision"])
     check_launch(config, None)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def read_about(text: str, tensors: Mapping[str, Tensor]) -> dict[str, Any] | Non
         return None
 
 
-def weights_path(checkpoint: str | Path) -> Path:
+def weights_path(checkpoint: str | PathLike[str]) -> Path:
     """Return the weights file that a command is given; raises `UserError` where there is none."""
     path = Path(checkpoint)
     if path.is_dir():

@@ -19,6 +19,8 @@ from cifar_dist.__main__ import main as command
 from cifar_dist.cli import COMMANDS, evaluate
 from cifar_dist.cli import train as train_command
 from cifar_dist.cli.compare import CompareOptions
+from cifar_dist.cli.latency import LatencyOptions
+from cifar_dist.cli.predict import PredictOptions
 from cifar_dist.config import TrainConfig, flag
 from cifar_dist.options import PATHS
 
@@ -109,6 +111,8 @@ OTHERS = {
     "submit": [["x"], ["--nodes", "0"], ["--seeds", "x"], ["--sweep", "nowhere"]],
     "queue": [["x"], ["--all", "1"]],
     "sync": [["nowhere"], ["--x"]],
+    "predict": [[], ["nowhere"], ["nowhere", "x.png"], ["nowhere", "-", "-"], ["nowhere", "x.png", "--sheet", "x.jpg"]],
+    "latency": [[], ["nowhere"], ["./lenet"], ["lenet", "--output", "x.png"], ["lenet", "--device", "gpus"]],
     "nonsense": [[], ["--help"]],
 }
 
@@ -202,6 +206,13 @@ def test_every_option_of_eval_wrong_in_every_way(empty, train, data_dir, capsys)
 def test_every_command_wrong(empty, capsys):
     assert set(COMMANDS) <= set(OTHERS)
     options = [("compare", ["nowhere", *argv]) for argv in wrong_values(CompareOptions)]
+    options += [("predict", ["nowhere", "x.png", *argv]) for argv in wrong_values(PredictOptions)]
+    options += [
+        ("latency", ["lenet", "--seconds=1e-9", *argv]) for argv in wrong_values(LatencyOptions, ["batch_sizes"])
+    ]
+    options += [
+        ("latency", ["lenet", *argv]) for argv in wrong_values(LatencyOptions, ["seconds", "output", "compile"])
+    ]
     cases = [*options, *((name, argv) for name, several in OTHERS.items() for argv in several)]
     wrong = found(cases, capsys, empty)
     assert not wrong, "\n".join(wrong)
