@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from cifar_dist.errors import UserError
+from cifar_dist.text import seconds_of
 
 
 class Bound(NamedTuple):
@@ -152,6 +153,11 @@ class TrainConfig:
     step_epochs: int = option(
         30, "epochs between two multiplications of the lr by step", only_with=("schedule", ("step",)), must_be=POSITIVE
     )
+    schedule_start: int = option(
+        0,
+        "step at which the schedule begins: of a run that is trained further, where it goes on; 0 for one over all of it",
+        must_be=NOT_NEGATIVE,
+    )
     lr_factor: float = option(
         0.1,
         "what step and multistep multiply the lr by",
@@ -168,6 +174,9 @@ class TrainConfig:
         "process", "statistics over: each process's micro-batch (or exact shard), or all processes together"
     )
 
+    init_from: str | None = option(
+        None, "begin with the weights of this run or file, as far as they fit: a head for other classes is new"
+    )
     seed: int = option(0, "seed of initial weights, order, augmentation and dropout", must_be=SEED)
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = option(
         "no",
@@ -202,6 +211,9 @@ class TrainConfig:
     eval_every: int | None = option(
         None, "epochs between two validations (default: 1, or a 50th of the run where that is more)", must_be=POSITIVE
     )
+    patience: int | None = option(
+        None, "end after so many validations without a better one, test the best weights", must_be=POSITIVE
+    )
     tta: bool = option(
         False, "test-time augmentation: test with the mean over six views of an image, mirrored and moved by a pixel"
     )
@@ -212,6 +224,11 @@ class TrainConfig:
         "a checkpoint at least this often, besides one after each validation",
         may_change=True,
         must_be=NOT_NEGATIVE,
+    )
+    max_time: str | None = option(
+        None,
+        "stop with a checkpoint before so much time is over, start and end included: 90m, 2h, 1:30:00",
+        may_change=True,
     )
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", may_change=True, must_be=POSITIVE)
     keep_every: int | None = option(
@@ -259,6 +276,14 @@ class TrainConfig:
             (
                 self.model != "som" or not (self.label_smoothing or {"mixup", "cutmix"} & set(self.augment)),
                 "--model som sees no labels while it trains; leave --label-smoothing, mixup and cutmix out",
+            ),
+            (
+                self.patience is None or self.val_fraction > 0 or self.folds is not None,
+                f"--patience {self.patience} looks at validation, of which --val-fraction 0 has none; leave one out",
+            ),
+            (
+                self.max_time is None or seconds_of(self.max_time) is not None,
+                f"--max-time must be a time such as 90m, 2h or 1:30:00, got {self.max_time}",
             ),
             (rising, f"--milestones must rise within (0, 1), got {' '.join(map(str, self.milestones))}"),
             (not self.nesterov or self.momentum > 0, "--nesterov needs a --momentum greater than 0"),
@@ -309,7 +334,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "everyday options": (
         *("model", "recipe", "data", "epochs", "batch_size", "lr", "augment", "seed", "output_dir", "resume"),
     ),
-    "model": ("model_options", "batch_norm", "exact_shards", "ema_decay"),
+    "model": ("model_options", "init_from", "batch_norm", "exact_shards", "ema_decay"),
     "data": (
         *("data_dir", "val_fraction", "test_fraction", "folds", "fold", "split_seed", "limit_train", "limit_eval"),
         *("normalize", "early_size"),
@@ -317,7 +342,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "optimisation": (
         *("optimizer", "momentum", "nesterov", "bias_lr_per_image", "head_lr_per_image", "weight_decay", "decay_all"),
         *("label_smoothing", "max_grad_norm", "steps", "drop_last", "schedule", "warmup", "milestones", "step_epochs"),
-        "lr_factor",
+        *("lr_factor", "schedule_start", "patience"),
     ),
     "devices and speed": (
         *(
@@ -333,7 +358,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     ),
     "evaluation": ("eval_every", "tta", "test"),
     "record": (
-        *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"),
+        *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "max_time"),
         *("wandb", "wandb_group", "wandb_tags", "wandb_weights"),
     ),
 }

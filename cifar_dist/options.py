@@ -14,7 +14,15 @@ from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 from cifar_dist.text import shortened
 
 SEEN = " seen"  # where a parser keeps the values it has met; no option can have this name
-PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint")  # options that may begin with a ~
+PATHS = (
+    "data",
+    "data_dir",
+    "output",
+    "output_dir",
+    "resume",
+    "checkpoint",
+    "init_from",
+)  # options that may begin with a ~
 
 
 ELSEWHERE = {  # what other trainers call it: our option, or what there is in its place
@@ -39,7 +47,10 @@ ELSEWHERE = {  # what other trainers call it: our option, or what there is in it
         "amp fp16 bf16 precision": "--mixed-precision bf16",
         "cpu no-cuda": "--device cpu",
         "out output save-dir log-dir logdir": "--output-dir",
-        "ckpt load pretrained": "--resume",
+        "ckpt load": "--resume",
+        "pretrained finetune": "--init-from",
+        "early-stopping early-stop": "--patience",
+        "time-limit": "--max-time",
         "print-freq log-interval": "--log-every",
         "sync-bn": "--batch-norm sync",
         "gpus num-gpus ngpus nproc num-processes": "accelerate launch --num_processes N train.py starts several processes",

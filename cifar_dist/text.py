@@ -42,6 +42,18 @@ def clock(seconds: float | None) -> str:
     return f"{before}{hours}:{minutes:02}:{s:02}" if days or hours else f"{minutes}:{s:02}"
 
 
+def seconds_of(text: str) -> float | None:
+    """90 -> 90, 90m -> 5400, 1.5h -> 5400, 1:30:00 -> 5400, 2-00:00:00 -> two days, as Slurm has it; None for anything else."""
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text):
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    elif match := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)", text):
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+        seconds = ((24 * days + hours) * 60 + minutes) * 60.0 + rest
+    else:
+        return None
+    return seconds or None
+
+
 def duration(seconds: float) -> str:
     """0.0123 -> 12.3 ms."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):

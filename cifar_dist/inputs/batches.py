@@ -74,13 +74,13 @@ class Batches:
 
     def size(self, epoch: int) -> int | None:
         """Return the side, in pixels, that images of `epoch`, counted from 0, are shrunk to; None where they aren't."""
-        return self.config.early_size if epoch < self.plan.epochs // 2 else None
+        return self.config.early_size if epoch * self.plan.steps_per_epoch < self.plan.early_steps else None
 
     def first_steps(self, done: int) -> list[int]:
         """Return the first step of each size of images that is still to come after `done` steps."""
-        if not self.config.early_size:
-            return [0]
         larger = self.plan.early_steps
+        if not self.config.early_size or not larger:
+            return [0]
         return [0, larger] if done < larger else [larger]
 
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:

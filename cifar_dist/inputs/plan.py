@@ -39,6 +39,7 @@ class BatchPlan:
     synchronised: bool
     total_steps: int
     steps_per_epoch: int
+    schedule_start: int = 0
 
     @classmethod
     def from_config(cls, config: TrainConfig, num_images: int, world_size: int) -> "BatchPlan":
@@ -60,6 +61,7 @@ class BatchPlan:
             config.batch_norm == "sync",
             total_steps,
             steps_per_epoch,
+            config.schedule_start,
         )
 
     @property
@@ -69,8 +71,8 @@ class BatchPlan:
 
     @property
     def early_steps(self) -> int:
-        """How many steps the first half of the epochs has, whose images --early-size makes smaller."""
-        return self.epochs // 2 * self.steps_per_epoch
+        """How many steps the first half of the epochs has, whose images --early-size makes smaller; none once a run is trained further."""
+        return 0 if self.schedule_start else self.epochs // 2 * self.steps_per_epoch
 
     def batch(self, step: int) -> tuple[int, range]:
         """Return (epoch, range of places in that epoch's order) of the global batch of `step`."""

@@ -12,6 +12,7 @@ class Schedule:
 
     kind: str
     peak_lr: float
+    start: int  # the step at which it begins; all other steps count from there
     total_steps: int
     warmup_steps: int
     milestones: tuple[int, ...]  # steps from which on the lr is multiplied once more
@@ -19,16 +20,19 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: TrainConfig, total_steps: int, steps_per_epoch: int) -> "Schedule":
+        start, total_steps = config.schedule_start, total_steps - config.schedule_start
         milestones = tuple(round(share * total_steps) for share in config.milestones)
         if config.schedule == "step":
             every = config.step_epochs * steps_per_epoch
             milestones = tuple(range(every, total_steps, every))
         return cls(
-            config.schedule, config.lr, total_steps, round(config.warmup * total_steps), milestones, config.lr_factor
+            *(config.schedule, config.lr, start, total_steps),
+            *(round(config.warmup * total_steps), milestones, config.lr_factor),
         )
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of optimizer step `step`, counted from 0."""
+        step -= self.start
         if self.kind == "one_cycle":
             return self._one_cycle(step)
         if step < self.warmup_steps:  # the first step trains at peak / warmup_steps, never at 0

@@ -15,7 +15,7 @@ from cifar_dist.record.folder import TRAINING_FILE, RunFolder
 from cifar_dist.replay.witness import Witness
 from cifar_dist.runtime.accelerator import join
 from cifar_dist.runtime.collectives import on_main
-from cifar_dist.training.build import Trainer, build, fit_to_images
+from cifar_dist.training.build import Trainer, build, initialise
 from cifar_dist.training.captured import capture_steps
 from cifar_dist.training.recording import digests, label
 from cifar_dist.training.state import restore
@@ -64,7 +64,7 @@ def at_step(config: TrainConfig, folder: Path, step: int) -> Trainer:
         where = checkpoint.folder_for(RunFolder(folder).checkpoints, step)
         restore(trainer.state, on_main(lambda: checkpoint.load(where)).files[TRAINING_FILE])
     else:
-        fit_to_images(trainer)
+        initialise(trainer)
     return trainer
 
 

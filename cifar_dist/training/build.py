@@ -19,7 +19,9 @@ from cifar_dist.models import memory_format
 from cifar_dist.runtime.accelerator import accelerate, choose_precision
 from cifar_dist.runtime.collectives import check_equal, on_all, on_main
 from cifar_dist.runtime.reduction import MeanOverRanks, Reduction, SumOverShards
+from cifar_dist.text import listed
 from cifar_dist.training.state import TrainState, build_state
+from cifar_dist.training.weights import load_weights, weights_path
 
 
 @dataclass
@@ -84,6 +86,31 @@ def build(config: TrainConfig, console: Console, given: Container[str] = ()) -> 
     state = build_state(config, len(dataset.classes), accelerator)
     normalize = normalize_as(config.normalize, dataset.mean, dataset.std, accelerator.device)
     return Trainer(config, accelerator, dataset, splits, plan, normalize, state)
+
+
+def initialise(trainer: Trainer) -> str:
+    """Give a fresh model what isn't left to chance: --init-from's weights, or what it takes from images. Collective.
+
+    Returns a line on which weights were taken; raises `UserError` where less than half of the parameters fit.
+    """
+    state, source = trainer.state, trainer.config.init_from
+    if not source:
+        fit_to_images(trainer)
+        return ""
+    path = on_all(lambda: weights_path(source))
+    given, about = on_main(lambda: load_weights(path))
+    own, theirs = state.model.state_dict(), given.state_dict()
+    fits = {name: theirs[name].cpu() for name in own if name in theirs and theirs[name].shape == own[name].shape}
+    sizes = {name: p.numel() for name, p in state.model.named_parameters()}
+    if sum(size for name, size in sizes.items() if name in fits) < sum(sizes.values()) / 2:
+        raise UserError(
+            f"--init-from {source} is {about['model']}, of which less than half fits {trainer.config.model}; use its own weights"
+        )
+    for model in (state.model, state.eval_model):
+        model.load_state_dict(fits, strict=False)
+    left = [f"{name} {tuple(own[name].shape)}" for name in own if name not in fits]
+    new = f"; new: {listed(left)}" if left else ""
+    return f"weights      {len(fits)} of {len(own)} tensors from {path}, {about['model']} on {about['dataset']}{new}"
 
 
 def fit_to_images(trainer: Trainer) -> None:

@@ -13,16 +13,19 @@ from cifar_dist.training.warmup import compile_first, settle_gradient_buckets
 
 
 def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signals | None:
-    """Do the steps that are left. Returns the signal that stopped it, after a checkpoint, or None when all are done."""
+    """Do the steps that are left. Returns the signal that stopped it, after a checkpoint, or None when all are done.
+
+    SIGALRM where it was --max-time.
+    """
     trainer, config, plan, progress = run.trainer, run.trainer.config, run.trainer.plan, run.trainer.state.progress
     schedule = Schedule.from_config(config, plan.total_steps, plan.steps_per_epoch)
-    ballot = Ballot(run.signals, config.checkpoint_minutes * 60, progress.step)
+    ballot = Ballot(run.signals, config.checkpoint_minutes * 60, progress.step, config.max_time)
     settle_gradient_buckets(trainer)
     compile_first(trainer, run.console)
     capture_steps(trainer, run.console)
     run.stopwatch.start(plan.samples_before(progress.step))
 
-    while progress.step < plan.total_steps:
+    while progress.step < plan.total_steps and not out_of_patience(run):
         evaluation_due = plan.is_epoch_end(progress.step + 1, config.eval_every)
         log_due = evaluation_due or plan.is_log_step(progress.step + 1, config.log_every)
         lr = schedule.lr_at(progress.step)
@@ -52,3 +55,14 @@ def train(run: Run, after_evaluation: Callable[[], None] | None = None) -> Signa
         if decision.stop and progress.step < plan.total_steps:
             return decision.stop
     return None
+
+
+def out_of_patience(run: Run) -> bool:
+    """Whether --patience ends the run: a function of its validations, so that a restart decides alike."""
+    patience, progress = run.trainer.config.patience, run.trainer.state.progress
+    if patience is None or progress.validations_since_best < patience:
+        return False
+    run.console.say(
+        f"no better validation in {patience}: training ends at step {progress.step:,} of {run.trainer.plan.total_steps:,}"
+    )
+    return True

@@ -7,12 +7,15 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
 from cifar_dist.runtime.collectives import is_speaker, max_across_ranks
 from cifar_dist.runtime.launch import one_machine
+from cifar_dist.text import seconds_of
 
+ENDING_S = 5.0  # that --max-time leaves for the end of a process
 VOTE_EVERY_S = 0.5  # about how long a signal waits for the next vote, at any speed of training
 
 
@@ -61,10 +64,16 @@ class Decision(NamedTuple):
 class Ballot:
     """Decides by collective vote, at steps that every rank computes alike, about every `VOTE_EVERY_S` seconds."""
 
-    def __init__(self, signals: StopSignals, checkpoint_every_s: float, start_step: int) -> None:
+    def __init__(
+        self, signals: StopSignals, checkpoint_every_s: float, start_step: int, max_time: str | None = None
+    ) -> None:
         self.signals = signals
         self.checkpoint_every_s = checkpoint_every_s
         self.last_checkpoint = time.monotonic()
+        self.ends = math.inf  # when this process must have ended, on the monotonic clock
+        if max_time:
+            self.ends = time.monotonic() + (seconds_of(max_time) or math.inf) - seconds_since_start()
+        self.longest_pause = 0.0  # from a vote to the end of what was saved then
         self.last_vote, self.last_step, self.next_step = time.monotonic(), start_step, start_step + 1
 
     def due(self, step: int) -> bool:
@@ -74,7 +83,9 @@ class Ballot:
         """Agree after `step` steps; `loss_sum` () is any float64 that holds a nan once a loss did. One all-reduce and sync."""
         now = time.monotonic()
         self.signals.notice_lost_launcher()
-        number = int(self.signals.received or 0)
+        # Another checkpoint, and what comes after the last one: the page, W&B, leaving.
+        late = now + 2 * self.longest_pause + ENDING_S >= self.ends
+        number = int(self.signals.received or (signal.SIGALRM if late else 0))
         step_s = (now - self.last_vote) / max(1, step - self.last_step)
         checkpoint = now - self.last_checkpoint >= self.checkpoint_every_s
         ballot = torch.tensor([number, 0.0, checkpoint, step_s], dtype=torch.float64, device=loss_sum.device)
@@ -86,3 +97,9 @@ class Ballot:
 
     def checkpoint_saved(self) -> None:
         self.last_checkpoint = time.monotonic()
+        self.longest_pause = max(self.longest_pause, self.last_checkpoint - self.last_vote)
+
+
+def seconds_since_start() -> float:
+    """Return how long ago this process was started, imports included."""
+    return time.time() - psutil.Process().create_time()

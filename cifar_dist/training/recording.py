@@ -86,6 +86,7 @@ def validate(run: Run) -> None:
             )
         state = digests(trainer)
     best = result.num_correct > progress.best_correct
+    progress.validations_since_best = 0 if best else progress.validations_since_best + 1
     if best:
         progress.best_step, progress.best_correct = progress.step, result.num_correct
         progress.best_val = result.to_dict(trainer.dataset.classes)

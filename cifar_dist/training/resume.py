@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +35,28 @@ from cifar_dist.record.lines import ConfigRecord, Summary, fixed
 from cifar_dist.runtime.launch import env_int, launch_id
 from cifar_dist.training.state import Progress, digests_of
 
-THIS_START = ("output_dir", "resume", "data_dir", "device", "threads", "wandb")  # never taken from the record
+# What a copy of a run that is trained further may have otherwise than the run: its length, and what its steps add up to.
+FURTHER = (
+    "epochs",
+    "steps",
+    "schedule",
+    "lr",
+    "warmup",
+    "milestones",
+    "step_epochs",
+    "lr_factor",
+    "schedule_start",
+    "patience",
+)
+THIS_START = (
+    "output_dir",
+    "resume",
+    "data_dir",
+    "device",
+    "threads",
+    "wandb",
+    "max_time",
+)  # never taken from the record
 
 NOT_COPIED = (
     ".*",
@@ -72,7 +93,8 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseF
     start = StartingPoint(path, config, made=[folder for folder in (path, *path.parents) if not folder.exists()])
     try:
         if source and not (path / CONFIG_FILE).exists():
-            check_recorded(source, config, given)
+            if recorded := RunFolder(source).config():
+                recorded_config(recorded, config, given, source, FURTHER)
             fork(source, step, path)
             start.forked = True
         elif step is not None and source and path.resolve() == source.resolve():
@@ -91,7 +113,15 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseF
             )
         load_newest(start)
         if start.recorded:
-            start.config = recorded_config(start.recorded, config, given, path)
+            further = longer(start, source, config, given)
+            start.config = recorded_config(start.recorded, config, given, path, further)
+            if further:
+                go_further(start, given)
+        elif config.schedule_start:
+            raise UserError(
+                f"--schedule-start {config.schedule_start} is for a run that is trained further, "
+                "by --resume RUN --output-dir NEW; leave it out"
+            )
         elif source:
             raise UserError(f"--resume {config.resume}: there is no checkpoint in {path / CHECKPOINTS}")
     except (OSError, shutil.Error) as error:
@@ -156,12 +186,6 @@ def new_folder(config: TrainConfig) -> Path:
     while path.exists():
         path, number = Path(f"{name}-{number}"), number + 1
     return path
-
-
-def check_recorded(source: Path, config: TrainConfig, given: Mapping[str, Any]) -> None:
-    """Raise `UserError` where the run in `source` can't go on with these options."""
-    if recorded := RunFolder(source).config():
-        recorded_config(recorded, config, given, source)
 
 
 def fork(source: Path, step: int | None, path: Path) -> None:
@@ -229,18 +253,50 @@ def has_a_snapshot(saved: checkpoint.Checkpoint) -> None:
     digests_of(saved.files[TRAINING_FILE])
 
 
-def recorded_config(recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
-    """Return the configuration the run was started with, under the options given now, where those may change."""
+def longer(start: StartingPoint, source: Path | None, config: TrainConfig, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options that the run may change because it is a copy of `source`, still unchanged, that is to be longer."""
+    recorded, original = start.recorded, RunFolder(source).config() if source else None
+    if not recorded or not original or start.path.resolve() == (source or start.path).resolve():
+        return ()
+    asked = any(name in given and getattr(config, name) != recorded["config"].get(name) for name in ("epochs", "steps"))
+    return FURTHER if asked and len(recorded["starts"]) == len(original["starts"]) else ()
+
+
+def go_further(start: StartingPoint, given: Mapping[str, Any]) -> None:
+    """Begin the schedule anew where the run goes on, unless the command says where; say so."""
+    assert start.saved, "a copy has no summary, so that its newest checkpoint was loaded"
+    step, config = start.saved.step, start.config
+    if "schedule_start" not in given:
+        start.config = config = replace(config, schedule_start=step)
+    if config.schedule_start not in (0, step):
+        raise UserError(
+            f"--schedule-start {config.schedule_start} is neither 0 nor {step}, where the run goes on; leave it out"
+        )
+    begins = (
+        f"begins anew at step {step} (0 would have one for all steps)" if config.schedule_start else "is over all steps"
+    )
+    start.notes.append(
+        f"trained further: schedule {config.schedule} {begins}: --schedule-start {config.schedule_start}"
+    )
+
+
+def recorded_config(
+    recorded: ConfigRecord, config: TrainConfig, given: Mapping[str, Any], path: Path, further: Collection[str] = ()
+) -> TrainConfig:
+    """Return the configuration the run was started with, under the options given now, where those may change, or are `further`."""
     old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
     # auto: whatever was taken then.
     now = {*THIS_START, *given} - {name for name in ("data", "mixed_precision") if getattr(config, name) == "auto"}
     merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
     # Whether data in another place are the same is known when they are read (`run.check_same_data`).
-    if changed := [name for name in changed_fields(recorded["config"], merged) if name != "data"]:
-        name = changed[0]
+    if changed := [name for name in changed_fields(recorded["config"], merged) if name not in ("data", *further)]:
+        name = next((name for name in changed if getattr(merged, name) is not None), changed[0])
+        length = {"epochs": merged.epochs, "steps": merged.steps}.get(name)
+        way_on = f"--resume {path} --output-dir NEW {flag(name)} {length} trains a copy further"
         raise UserError(
             f"the run in {path} has {flag(name)} {recorded['config'].get(name)}, not {getattr(merged, name)}; "
-            f"leave {flag(name)} out to go on, or use another --output-dir, or --resume never to start over"
+            + (way_on if length else f"leave {flag(name)} out to go on, or use another --output-dir")
+            + ", or --resume never to start over"
         )
     return merged
 

@@ -25,7 +25,7 @@ from cifar_dist.runtime.launch import under_launcher
 from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import count, reason
 from cifar_dist.tracking.link import resolve_mode
-from cifar_dist.training.build import Trainer, build, fit_to_images
+from cifar_dist.training.build import Trainer, build, initialise
 from cifar_dist.training.compute import macs_per_sample
 from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
@@ -78,8 +78,9 @@ def train_and_test(
         console.stop_progress()
         if stopped:
             summarise(run, status="interrupted", signal=stopped.name)
+            cause = f"--max-time {config.max_time}" if stopped == Signals.SIGALRM else stopped.name
             console.warn(
-                f"interrupted by {stopped.name} after step {run.trainer.state.progress.step}, which is saved; "
+                f"interrupted by {cause} after step {run.trainer.state.progress.step}, which is saved; "
                 f"{'' if under_launcher() else 'python '}train.py --resume {start.path} goes on from there"
             )
         else:
@@ -100,9 +101,14 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
     trainer = build(with_recorded_threads(start), console, given)
     if start.saved:
         check_same_data(start, trainer.dataset)
+        if start.saved.step > trainer.plan.total_steps:
+            raise UserError(
+                f"the run has done {start.saved.step:,} steps, which is more than all {trainer.plan.total_steps:,} it is to have; "
+                "give more --epochs or --steps"
+            )
         restore(trainer.state, start.saved.files[TRAINING_FILE])
-    else:
-        fit_to_images(trainer)
+    elif note := initialise(trainer):
+        console.say(note)
     run = Run(trainer, RunFolder(start.path), console, signals)
     here = on_main(lambda: environment(trainer.device, trainer.plan.world_size))
     console.configuration(trainer.config, own_config(trainer.config.recipe, trainer.config.model))

@@ -37,6 +37,7 @@ class Progress:
     best_step: int | None = None
     best_correct: int = -1  # validation images recognised at best_step
     best_val: Result | None = None
+    validations_since_best: int = 0
     # None in checkpoints of earlier versions:
     best_sha256: str | None = None  # of the weights file of best_step
     num_lines: int | None = None  # of metrics.jsonl before this checkpoint
