@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from cifar_dist.errors import UserError
 from cifar_dist.text import seconds_of
@@ -101,9 +101,9 @@ class TrainConfig:
     epochs: int | None = option(None, "passes over the training images", must_be=POSITIVE)
     steps: int | None = option(None, "optimizer steps, in place of --epochs", must_be=POSITIVE)
     batch_size: int = option(128, "images per optimizer step, over all processes together", must_be=POSITIVE)
-    micro_batch_size: int | None = option(
+    micro_batch_size: int | Literal["auto"] | None = option(
         None,
-        "most images a process holds at once; more are accumulated (default: all of its share)",
+        "most images a process holds at once; more are accumulated; auto: as many as fit (default: all of its share)",
         may_change=True,
         must_be=POSITIVE,
     )
@@ -305,6 +305,11 @@ class TrainConfig:
             ),
         ]
 
+    @property
+    def most_at_once(self) -> int | None:
+        """--micro-batch-size as a number; None until `auto` is one."""
+        return None if self.micro_batch_size == "auto" else self.micro_batch_size
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values (tuples as lists)."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -371,7 +376,7 @@ def fits(value: Any, hint: Any) -> bool:
         return value in inner
     if kind is tuple:
         return isinstance(value, tuple) and all(fits(part, inner[0]) for part in value)
-    if kind is UnionType:
+    if kind in (UnionType, Union):
         return any(fits(value, one) for one in inner)
     return type(value) in ((int, float) if hint is float else (hint,)) and not (
         type(value) is int and abs(value) >= 2**63
@@ -382,7 +387,7 @@ def check_bounds(options: Any) -> None:
     """Raise `UserError` for the first number of a dataclass of options that is out of bounds."""
     for f in fields(options):
         value, bound = getattr(options, f.name), f.metadata["must_be"]
-        if bound and value is not None and not (math.isfinite(value) and bound.holds(value)):
+        if bound and value is not None and value != "auto" and not (math.isfinite(value) and bound.holds(value)):
             raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
 
 

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from cifar_dist.config import GROUPS, TrainConfig, flag
 from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
@@ -181,9 +181,11 @@ def _help(text: str, default: Any) -> str:
 
 def _reader(name: str, hint: Any) -> Any:
     """Return the function that turns a word into a value of type `hint`: int, float, str, Literal or one of them | None."""
-    optional = get_origin(hint) is types.UnionType
+    optional = get_origin(hint) in (types.UnionType, Union)
+    named: tuple[str, ...] = ()  # words in place of a number
     if optional:
-        hint = next(t for t in get_args(hint) if t is not type(None))
+        hint, *others = (t for t in get_args(hint) if t is not type(None))
+        named = tuple(word for other in others for word in get_args(other))
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     kind = str if choices else hint
 
@@ -192,13 +194,17 @@ def _reader(name: str, hint: Any) -> Any:
             return None
         if not word:
             raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
+        if word in named:
+            return word
         if choices:
             word = word.replace("-", "_")
         try:
             value = kind(word)
         except ValueError:
             what = {int: "a whole number", float: "a number"}[kind]
-            raise UserError(f"{flag(name)} must be {what}, got {shortened(repr(word))}") from None
+            raise UserError(
+                f"{flag(name)} must be {' or '.join((what, *named))}, got {shortened(repr(word))}"
+            ) from None
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{flag(name)} must be a number of at most 64 bits, got {shortened(word)}")
         if choices and value not in choices:

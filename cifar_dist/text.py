@@ -79,7 +79,7 @@ def count(number: int, thing: str) -> str:
 def length(steps: int, steps_per_epoch: int) -> str:
     """1500, 500 -> 1,500 steps, 3 epochs of 500."""
     epochs = steps / steps_per_epoch
-    return f"{steps:,} step{'s' * (steps != 1)}, {epochs:g} epoch{'s' * (epochs != 1)} of {steps_per_epoch:,}"
+    return f"{steps:,} step{'s' * (steps != 1)}, {epochs:.4g} epoch{'s' * (epochs != 1)} of {steps_per_epoch:,}"
 
 
 def fitting(parts: Iterable[str], width: int) -> str:

@@ -26,9 +26,10 @@ from cifar_dist.runtime.collectives import on_all, on_main
 from cifar_dist.text import clock, count, duration, length, size
 from cifar_dist.training.build import Trainer, build
 from cifar_dist.training.evaluation import EVAL_BLOCK, evaluating
+from cifar_dist.training.memory import fit_micro_batch, kept_bytes
 from cifar_dist.training.pace import slow_ranks
 from cifar_dist.training.resume import new_folder, resume_source
-from cifar_dist.training.step import forward, train_step
+from cifar_dist.training.step import train_step
 from cifar_dist.training.warmup import settle_gradient_buckets
 
 WARMUP_STEPS, FEWEST_STEPS, MOST_STEPS = 3, 2, 1000
@@ -89,7 +90,7 @@ def build_prepared(config: TrainConfig, given: Container[str]) -> Trainer:
     folder = on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
     if not on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
-    return build(config, Console(speaks=False), given)
+    return fit_micro_batch(build(config, Console(speaks=False), given), Console(speaks=False))
 
 
 def largest_images(trainer: Trainer) -> int:
@@ -120,28 +121,9 @@ def time_steps(trainer: Trainer) -> list[float]:
 
 def activation_bytes(trainer: Trainer) -> tuple[int, int]:
     """Return the images of the largest micro-batch, and what its forward pass keeps for the backward pass. Collective."""
-    kept: dict[int, int] = {}
-    state = trainer.state
-    tensors = (*state.model.parameters(), *state.model.buffers())
-    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     first = largest_images(trainer)
-    epoch, _ = trainer.plan.batch(first)
     places = max(trainer.plan.micro_batches(first, trainer.rank), key=len)
-    with trainer.accelerator.no_sync(state.wrapped), state.statistics.frozen():
-        batch = trainer.batches.load(epoch, torch.arange(places.start, places.stop, device=trainer.device))
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            outputs = forward(trainer, batch, state.wrapped)
-            loss = state.model.loss_sum(outputs, batch.labels, trainer.config.label_smoothing, progress=0.0)
-        trainer.accelerator.backward(loss)
-    state.optimizer.zero_grad(set_to_none=True)
-    return len(places), sum(kept.values())
+    return len(places), kept_bytes(trainer, trainer.plan.batch(first)[0], places)
 
 
 def time_evaluation(trainer: Trainer) -> float:

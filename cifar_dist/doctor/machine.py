@@ -12,10 +12,10 @@ import torch
 
 from cifar_dist.doctor.check import Check, Visit
 from cifar_dist.doctor.lines import Answer, Line, each_host, ok, ranks, warning
+from cifar_dist.runtime.cgroup import cgroup_limit, own_cgroup
 from cifar_dist.runtime.launch import default_threads, env_int
 from cifar_dist.text import count, size
 
-CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_BYTES = 256e6  # containers get 64 MB unless told otherwise, too little for NCCL's ranks on one node
 MEMORY_BYTES = 2e9  # a process with torch and CIFAR-10 takes about half of it
@@ -38,30 +38,6 @@ def measure(visit: Visit) -> dict[str, Any]:
         "gpus": torch.cuda.device_count(),
         "gpu": gpu(visit.device),
     }
-
-
-def own_cgroup() -> Path | None:
-    """Return this process's folder in the cgroup v2 tree; None without one."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    return None if own is None else CGROUPS / own.lstrip("/")
-
-
-def cgroup_limit(group: Path | None, name: str) -> float | None:
-    """Return the smallest limit of a group and those around it: cpu.max in cores, memory.max in bytes; None for none."""
-    limits = []
-    while group is not None and group != CGROUPS.parent:
-        try:
-            words = (group / name).read_text().split()
-        except OSError:
-            words = ["max"]
-        if words[0] != "max":
-            limits.append(int(words[0]) / int(words[1] if len(words) > 1 else 1))
-        group = group.parent
-    return min(limits, default=None)
 
 
 def gpu(device: torch.device) -> dict[str, Any] | None:

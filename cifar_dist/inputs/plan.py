@@ -56,7 +56,7 @@ class BatchPlan:
             num_images,
             size,
             world_size,
-            config.micro_batch_size,
+            config.most_at_once,
             config.exact_shards,
             config.batch_norm == "sync",
             total_steps,

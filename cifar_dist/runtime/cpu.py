@@ -61,7 +61,7 @@ def macs_at_once(config: TrainConfig, world_size: int) -> int:
         images = -(-config.batch_size // config.exact_shards)
     else:
         share = -(-config.batch_size // world_size)
-        images = min(config.micro_batch_size or share, share)
+        images = min(config.most_at_once or share, share)
     return images * forward_macs(config.model, config.model_options)
 
 

@@ -29,6 +29,7 @@ from cifar_dist.training.build import Trainer, build, initialise
 from cifar_dist.training.compute import macs_per_sample
 from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
+from cifar_dist.training.memory import fit_micro_batch
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.preemption import StopSignals
 from cifar_dist.training.recording import Run, keep_predictions, prune_checkpoints, result_line
@@ -98,7 +99,7 @@ def train_and_test(
 
 def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSignals, console: Console) -> Run:
     """Build what trains, put a checkpoint into it, and show and record what will be done."""
-    trainer = build(with_recorded_threads(start), console, given)
+    trainer = fit_micro_batch(build(with_recorded_threads(start), console, given), console)
     if start.saved:
         check_same_data(start, trainer.dataset)
         if start.saved.step > trainer.plan.total_steps:
