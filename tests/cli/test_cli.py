@@ -241,7 +241,7 @@ def test_what_eval_is_given_wrong_is_one_line_and_status_2(train, data_dir, tmp_
     capsys.readouterr()
     for options, message in [
         ([], "--checkpoint is required"),
-        (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--checkpoint", "nowhere"], "nowhere does not exist"),
         (["--checkpoint", str(tmp_path / "nothing")], "holds no model.safetensors"),
         (["--checkpoint", str(tmp_path / "notes.safetensors")], "is not a weights file"),
         (["--checkpoint", str(result.folder), "--split", "val"], "no validation split; use --split test"),

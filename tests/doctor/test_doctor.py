@@ -26,6 +26,7 @@ from cifar_dist.doctor.check import Check, Visit, examine
 from cifar_dist.doctor.lines import Answer, Line, each_host, ok, ranks
 from cifar_dist.doctor.wire import Meeting
 from cifar_dist.options import resolve_train_config
+from cifar_dist.runtime import cgroup
 
 
 @pytest.fixture
@@ -269,16 +270,16 @@ def test_a_machine_with_too_little_is_a_warning(change, name, words, advice):
 
 
 def test_the_smallest_limit_of_a_control_group_and_those_around_it_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroup, "CGROUPS", tmp_path)
     own = tmp_path / "slurm" / "job"
     own.mkdir(parents=True)
     (own / "cpu.max").write_text("max 100000\n")
     (own.parent / "cpu.max").write_text("250000 100000\n")
     (own / "memory.max").write_text("4000000000\n")
     (own.parent / "memory.max").write_text("8000000000\n")
-    assert machine.cgroup_limit(own, "cpu.max") == 2.5
-    assert machine.cgroup_limit(own, "memory.max") == 4e9
-    assert machine.cgroup_limit(None, "memory.max") is None
+    assert cgroup.cgroup_limit(own, "cpu.max") == 2.5
+    assert cgroup.cgroup_limit(own, "memory.max") == 4e9
+    assert cgroup.cgroup_limit(None, "memory.max") is None
 
 
 def test_hosts_that_are_alike_share_a_line_and_others_are_named():

@@ -44,7 +44,7 @@ def test_the_sum_over_shards_is_the_gradient_of_the_batch_and_lies_in_memory_as_
     model.to(memory_format=torch.channels_last)
     alone, images = copy.deepcopy(model), torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     plan = BatchPlan.from_config(TrainConfig(epochs=1, batch_size=7, exact_shards=3), 7, 1)
-    reduction = SumOverShards(model, plan, RunningStatistics(model), rank=0)
+    reduction = SumOverShards(model, model, plan, RunningStatistics(model), rank=0)
     for i, places in enumerate(plan.micro_batches(0, 0)):
         with reduction.micro_batch(0, i):
             model(images[list(places)]).square().sum().backward()
@@ -63,7 +63,7 @@ def test_running_statistics_are_updated_once_a_step_by_the_mean_over_shards():
     model = torch.nn.BatchNorm2d(3)
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     plan = BatchPlan.from_config(TrainConfig(epochs=1, batch_size=8, exact_shards=2), 8, 1)
-    reduction = SumOverShards(model, plan, RunningStatistics(model), rank=0)
+    reduction = SumOverShards(model, model, plan, RunningStatistics(model), rank=0)
     for i, places in enumerate(plan.micro_batches(0, 0)):
         with reduction.micro_batch(0, i):
             model(images[list(places)]).sum().backward()

@@ -293,7 +293,7 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--epochs 5", "has --epochs 3, not 5"),
+        ("--seed 5", "has --seed 0, not 5"),
         ("--model resnet20", "has --model lenet, not resnet20"),
         ("--batch-size 500", "has --batch-size 32, not 500"),
     ],
