@@ -25,7 +25,8 @@ from cifar_dist.text import count, percent, printable
 
 STDIN, SYNTHETIC = "-", "synthetic"
 MOST_ON_SHEET = 400  # images: 50 rows
-HELP = "Files, folders (their images, and those of the folders in them), or - for one image's bytes on standard input"
+HELP = "a run folder or a weights file; then image files, folders (all images in them, other folders too), or - for one image's bytes "
+HELP += "on standard input; of each image the middle square is seen, in 32x32 pixels"
 EXIT = "Exit status: 0 all images read, 1 some not, 2 none, or wrong usage. A list of names: xargs -d '\\n' ... < LIST."
 
 
@@ -54,7 +55,7 @@ class PredictOptions:
 def main(argv: Sequence[str]) -> int:
     """Say what the model sees in every image, and return the exit status; raises `UserError`."""
     parser = command_parser("predict", EXIT, usage="%(prog)s RUN FILE... [options]")
-    parser.add_argument("words", nargs="*", metavar="RUN FILE", help=f"a run folder or a weights file. {HELP}")
+    parser.add_argument("words", nargs="*", metavar="RUN FILE", help=HELP)
     add_flags(parser, PredictOptions)
     add_flags(parser, TrainConfig, SHARED)
     given = parser.parse(argv)
@@ -91,7 +92,7 @@ def show(model: Predictor, names: Sequence[str], options: PredictOptions) -> int
             told.append(prediction)
         shown.add(prediction, pixels)
         if console.rich.quiet and not options.sheet:  # nobody listens any more
-            break
+            return FAILED if bad else FINISHED
     if good and options.json:
         complain(model.calibration)
     elif good:

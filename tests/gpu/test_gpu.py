@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import gpu
+from cifar_dist import load_model
 from cifar_dist.cli import evaluate
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import Split
@@ -36,6 +37,7 @@ from cifar_dist.optim.optimizer import build_optimizer
 from cifar_dist.runtime import accelerator
 from cifar_dist.training import engine, evaluation
 from cifar_dist.training.state import build_state, restore, snapshot, to_bytes
+from cifar_dist.training.weights import pack_weights
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -684,3 +686,20 @@ def test_every_function_with_a_test_for_a_gpu_is_a_job(tmp_path, capsys):
         "test_launch.py::test_a_config_starts_what_its_name_says",
     } <= targets
     assert "test_gpu.py::test_what_fails_is_named_and_tried_again" not in targets
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_loaded_model_answers_alike_on_both_devices(device, precision, tmp_path):
+    model = build_model("resnet20")
+    about = {"model": "resnet20", "model_options": [], "classes": list("0123456789"), "mixed_precision": precision}
+    about |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "none"}
+    (tmp_path / "model.safetensors").write_bytes(pack_weights(model, about))
+    loaded = load_model(tmp_path, device="gpu" if device == "cuda" else "cpu")
+    assert {p.device.type for p in loaded.model.parameters()} == {device}
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = model.cpu().eval()((pixels / 255 - 0.5) / 0.25).softmax(dim=1)
+    shares = torch.from_numpy(loaded.probabilities(pixels))
+    assert (shares - expected).abs().max() < (0.05 if precision == "bf16" else 0.01)
+    assert torch.equal(shares, torch.from_numpy(loaded.probabilities(pixels.to(device))))

@@ -276,6 +276,18 @@ def test_weights_that_are_nan_are_an_error(tmp_path, weights, capsys):
     assert "the weights give probabilities that are nan" in capsys.readouterr().err
 
 
+def test_synthetic_data_are_named(tmp_path, weights, pictures, capsys):
+    with safetensors.safe_open(weights, "pt") as file:
+        about = json.loads(file.metadata()["cifar_dist"])
+    about = {name: value for name, value in about.items() if name not in ("sha256", "weights_digest")}
+    (tmp_path / "model.safetensors").write_bytes(
+        pack_weights(build_model("lenet", 4), {**about, "dataset": "synthetic"})
+    )
+    for weights_file, named in ((tmp_path, True), (weights, False)):
+        assert main(["predict", str(weights_file), str(pictures)]) == 0
+        assert ("SYNTHETIC DATA" in capsys.readouterr().err) == named
+
+
 def test_it_works_in_one_process(run, pictures, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(pictures)[0] == 2
