@@ -1,5 +1,6 @@
 """`python -m cifar_dist latency RUN`: how fast a model answers, as a table, JSON and a picture."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from cifar_dist.text import count, duration, printable
 from cifar_dist.training.weights import weights_path
 
 HALF = (0.5, 0.5, 0.5)  # mean and std of fresh weights: time doesn't depend on them
+BUSY = 0.3  # of the cores at work before this one begins
 HEADINGS = ("", "images", "warm-up", "calls", "images/s", "p50 ms", "p90 ms", "p99 ms")
 WIDTHS = (8, 6, 20, 7, 10, 9, 9, 9)
 
@@ -81,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
     record = describe(subject, options)
     console.say(title(record), "bold")
     console.say("from pixels (uint8) to probabilities, both in this machine's memory", "dim")
+    if record["load_average"] > BUSY * record["cores"]:
+        load = f"load average {record['load_average']:.1f} on {count(record['cores'], 'core')}"
+        console.warn(f"this machine is busy ({load}), and these numbers hold what its other work costs")
     console.say(line_of(HEADINGS))
     cells: list[Cell] = []
     difference = None
@@ -122,6 +127,8 @@ def describe(subject: Subject, options: LatencyOptions) -> dict[str, Any]:
         "mixed_precision": subject.model.mixed_precision,
         "seconds": options.seconds,
         "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "environment": environment(subject.model.device, 1),
     }
 

@@ -106,6 +106,14 @@ def test_a_models_name_measures_fresh_weights_and_writes_only_where_told(run, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.2, False), (3.0, True)])
+def test_a_busy_machine_is_named(run, monkeypatch, load, busy):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    _, out, _ = run("lenet", "--batch-sizes", 1, "--seconds", 0.01)
+    assert ("this machine is busy (load average 3.0 on 4 cores)" in out) == busy
+
+
 def test_where_memory_ends_the_smaller_sizes_count(run, tmp_path, monkeypatch):
     def measure(_model, size, _seconds, compiled):
         if size > 2:
