@@ -18,6 +18,7 @@ COMMANDS = {
     "bisect": "find the first step at which two runs part, and why",
     "predict": "say what a model sees in images of any size and format, with probabilities",
     "latency": "measure how fast a model answers: images/s and latency by batch size, from pixels to probabilities",
+    "export": "write a trained model as ONNX, torch.export program, state_dict and safetensors, with a model card",
     "report": "make the page and pictures of a run anew",
     "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
 }

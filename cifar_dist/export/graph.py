@@ -1,0 +1,50 @@
+"""What is exported: a model that takes pixels as they are, so that nobody has to know how it was normalised."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.text import printable
+
+INPUT, OUTPUT = "pixels", "logits"  # the names that a graph gives them
+
+
+class FromPixels(nn.Module):
+    """Pixels (B, 3, 32, 32) uint8 -> logits (B, K) float32: normalisation, then the model, in evaluation mode.
+
+    uint8 as an image is stored: a float input would be taken in [0, 1] by some and in [0, 255] by others, and no program says so.
+    """
+
+    scale: Tensor  # (1, 3, 1, 1)
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, normalize: Normalize) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", normalize.scale)
+        self.register_buffer("shift", normalize.shift)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels.float() * self.scale + self.shift)
+
+
+def capture(module: FromPixels) -> ExportedProgram:
+    """Return the module as a graph of torch's own operators, for any number of images at once."""
+    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)  # of one image, the graph would be for one
+    return torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
+
+
+def about_graph(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a graph says of itself, as text by name; lists are JSON. `about` is a weights file's."""
+    lists = {"classes": list(about["classes"]), "mean": list(about["mean"]), "std": list(about["std"])}
+    words = {
+        "model": " ".join([about["model"], *about["model_options"]]),
+        "input": f"{INPUT}: uint8 (batch, 3, 32, 32), red, green and blue as stored, 0 to 255; mean and std are applied inside",
+        "output": f"{OUTPUT}: float32 (batch, {len(about['classes'])}), in the order of classes; their softmax is probabilities",
+    }
+    return {name: json.dumps(value) for name, value in lists.items()} | {n: printable(t) for n, t in words.items()}
