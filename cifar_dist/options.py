@@ -14,15 +14,8 @@ from cifar_dist.errors import UserError, did_you_mean, lookup, unknown
 from cifar_dist.text import shortened
 
 SEEN = " seen"  # where a parser keeps the values it has met; no option can have this name
-PATHS = (
-    "data",
-    "data_dir",
-    "output",
-    "output_dir",
-    "resume",
-    "checkpoint",
-    "init_from",
-)  # options that may begin with a ~
+# options that may begin with a ~
+PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint", "init_from", "draw")
 
 
 ELSEWHERE = {  # what other trainers call it: our option, or what there is in its place
@@ -129,7 +122,7 @@ def _switch(word: str, switches: set[str]) -> str:
 
 
 def check_output(output: str | None, option: str = "--output") -> None:
-    """Raise `UserError` where --output, or another `option`, names what can't be replaced by a file, before there is anything to write."""
+    """Raise `UserError` where the option names what can't be replaced by a file, before there is anything to write."""
     path = Path(output or "")
     if not output:
         return

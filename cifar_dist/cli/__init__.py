@@ -7,7 +7,7 @@ from cifar_dist.options import OneLineParser
 COMMANDS = {
     "models": "list the models: source, parameters, published accuracy",
     "recipes": "list the recipes, or print one: source, models, published accuracy, options",
-    "summary": "show a model's layers: output shapes, parameters, multiply-accumulates",
+    "summary": "show or draw a model's layers: output shapes, parameters, multiply-accumulates",
     "prepare": "download, decode and cache a data set, for machines without internet",
     "doctor": "check what this machine or job can do, and with --dry-run what a run would do",
     "sweep": "run a grid or random search, written as a Weights & Biases sweep, on this machine",

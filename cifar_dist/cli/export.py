@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
             f"(allowed: {TOLERANCE * found.scale:.2g})"
         )
     # A run's test was of the weights that it kept, which are the ones in its own folder.
-    tested = weights.parent == record.path and record.summary.get("best_step") == about["step"]
+    tested = weights.resolve().parent == record.path and record.summary.get("best_step") == about["step"]
     card = write_card(source, record, tested, files, images)
     write_atomically(folder / CARD_FILE, card.encode(errors="replace"))
     console.say(f"{folder / CARD_FILE}  the model card")
@@ -110,7 +110,7 @@ def run_of(weights: Path) -> RunRecord:
 
 def default_folder(weights: Path) -> Path:
     """Return `export` in the run folder; for a checkpoint, which a run may remove, `export-step_NUMBER`."""
-    step = weights.parent
+    step = weights.resolve().parent
     if step.parent.name == CHECKPOINTS and is_run(step.parent.parent):
         return step.parent.parent / f"export-{step.name}"
-    return step / "export"
+    return weights.parent / "export"

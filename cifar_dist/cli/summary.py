@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,12 @@ from cifar_dist.config import POSITIVE, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED
+from cifar_dist.files import write_atomically
 from cifar_dist.models import build_model
-from cifar_dist.models.dropout import Dropout
-from cifar_dist.options import add_flags, resolve_train_config
+from cifar_dist.models.flow import describe, trace
+from cifar_dist.options import add_flags, check_output, resolve_train_config
+from cifar_dist.report.architecture import architecture
+from cifar_dist.report.drawing import draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,15 @@ class SummaryOptions:
     recipe: str = option("", "take the model and its settings from this recipe, such as ghasemi2024/1 (default: none)")
     num_classes: int = option(10, "logits per image", must_be=POSITIVE)
     batch_size: int = option(1, "images", must_be=POSITIVE)
+    draw: str = option(
+        "", "draw its layers and the ways around them too, into this file, such as net.svg (default: no)"
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.draw and Path(self.draw).suffix.lower() != ".svg":
+            raise UserError(f"--draw {self.draw} doesn't end in .svg, which is what is drawn; give a name that does")
+        check_output(self.draw, "--draw")
         if not self.model and not self.recipe:
             raise UserError("which model? Give a name, such as summary lenet, or --recipe NAME")
 
@@ -55,8 +65,15 @@ def main(argv: Sequence[str]) -> int:
     chosen = {"model": options.model, "model_options": options.model_options, "recipe": options.recipe}
     config = resolve_train_config({name: value for name, value in chosen.items() if value})
     with torch.device("meta"):  # shapes without memory
-        layers = summarize(build_model(config.model, options.num_classes, config.model_options), options.batch_size)
-    show(" ".join([config.model, *config.model_options]), layers)
+        model = build_model(config.model, options.num_classes, config.model_options)
+        layers = summarize(model, options.batch_size)
+    title = " ".join([config.model, *config.model_options])
+    show(title, layers)
+    if options.draw:
+        with torch.device("meta"):
+            net = architecture(trace(model))
+        write_atomically(Path(options.draw), draw(net, title).encode(errors="replace"))
+        Console(speaks=True).say(f"drawn in {options.draw}")
     return FINISHED
 
 
@@ -89,21 +106,6 @@ def own_macs(flop_counts: dict[str, dict[Any, int]]) -> dict[str, int]:
         if around:
             own[max(around, key=len)] -= total
     return own
-
-
-def describe(module: nn.Module) -> str:
-    """Return the type and the settings that matter: `Conv2d 3->32 3x3 /2` has stride 2."""
-    settings = ""
-    match module:
-        case nn.Conv2d(kernel_size=(height, width), stride=(stride, _)):
-            settings = f"{module.in_channels}->{module.out_channels} {height}x{width}" + f" /{stride}" * (stride > 1)
-        case nn.Linear():
-            settings = f"{module.in_features}->{module.out_features}"
-        case nn.MaxPool2d(kernel_size=size) | nn.AvgPool2d(kernel_size=size):
-            settings = str(size)
-        case Dropout():
-            settings = f"{module.p:g}"
-    return f"{type(module).__name__} {settings}".rstrip()
 
 
 def show(title: str, layers: Sequence[Layer]) -> None:

@@ -8,6 +8,7 @@ import yaml
 
 from cifar_dist.export.check import Images
 from cifar_dist.export.formats import FORMATS, Source
+from cifar_dist.export.graph import INPUT_IS
 from cifar_dist.export.write import Exported
 from cifar_dist.record.lines import Result
 from cifar_dist.record.reader import RunRecord
@@ -56,7 +57,7 @@ model = build_model({arguments})
 model.load_state_dict(torch.load("model.pth", weights_only=True))
 model.eval()
 mean, std = torch.tensor({mean}).view(3, 1, 1), torch.tensor({std}).view(3, 1, 1)
-# logits = model((pixels / 255 - mean) / std), pixels as above
+# logits = model((pixels / 255 - mean) / std)
 """,
     "safetensors": """\
 python eval.py --checkpoint model.safetensors --data FOLDER
@@ -77,8 +78,8 @@ def write_card(source: Source, record: RunRecord, tested: bool, files: Sequence[
         "## Files",
         *_files(files, images),
         "## Use",
-        "A graph takes pixels as they are stored, uint8 (batch, 3, 32, 32) in red, green and blue, and normalises them itself. "
-        "It returns logits (batch, classes), whose softmax is probabilities.",
+        f"Pixels are {INPUT_IS}. `model.onnx` and `model.pt2` normalise them inside; the weights alone want them normalised. "
+        "What comes out are logits (batch, classes); their softmax is probabilities.",
         *_use(about, files),
         "## How it was trained",
         *_training(record),
@@ -113,8 +114,8 @@ def front_matter(
     content["tags"] = [*tags, *(["synthetic-data"] if synthetic else [])]
     if official:
         content["datasets"] = ["uoft-cs/cifar10"]
-    content["metrics"] = ["accuracy"]
     if test:
+        content["metrics"] = ["accuracy"]
         kind = "uoft-cs/cifar10" if official else "synthetic" if synthetic else "imagefolder"
         name = data_name(about, synthetic).replace("`", "")
         result = {

@@ -12,6 +12,7 @@ from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.text import printable
 
 INPUT, OUTPUT = "pixels", "logits"  # the names that a graph gives them
+INPUT_IS = "uint8 (batch, 3, 32, 32), red, green and blue as images store them, 0 to 255"
 
 
 class FromPixels(nn.Module):
@@ -44,7 +45,7 @@ def about_graph(about: Mapping[str, Any]) -> dict[str, str]:
     lists = {"classes": list(about["classes"]), "mean": list(about["mean"]), "std": list(about["std"])}
     words = {
         "model": " ".join([about["model"], *about["model_options"]]),
-        "input": f"{INPUT}: uint8 (batch, 3, 32, 32), red, green and blue as stored, 0 to 255; mean and std are applied inside",
+        "input": f"{INPUT}: {INPUT_IS}; mean and std are applied inside",
         "output": f"{OUTPUT}: float32 (batch, {len(about['classes'])}), in the order of classes; their softmax is probabilities",
     }
     return {name: json.dumps(value) for name, value in lists.items()} | {n: printable(t) for n, t in words.items()}

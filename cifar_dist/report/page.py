@@ -2,17 +2,25 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from markupsafe import Markup
 
+from cifar_dist.errors import UserError
+from cifar_dist.models import build_model, check_model
+from cifar_dist.models.flow import trace
 from cifar_dist.record import curves
 from cifar_dist.record.folder import PAGE_FILE, PLOTS
 from cifar_dist.record.lines import Line, TrainLine
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.report import gallery, provenance, results
+from cifar_dist.report.architecture import architecture
+from cifar_dist.report.drawing import draw
 from cifar_dist.report.html import ASSETS, write_page
 from cifar_dist.text import percent
 
@@ -49,6 +57,7 @@ def write_report(folder: Path, pixels: np.ndarray | None, published: float | Non
         "charts": charts(record.lines, published),
         "options": provenance.options(record),
         "commands": provenance.commands(record),
+        "network": network(record),
         "pictures": {text: _data_url(path) for text, path in pictures.items() if path.exists()},
         **classes_and_images(record, predictions, pixels),
     }
@@ -67,6 +76,23 @@ def classes_and_images(record: RunRecord, predictions: Predictions | None, pixel
         found["galleries"], found["sprites"] = gallery.class_galleries(predictions, pixels)
         found["strips"] = gallery.strips(predictions, pixels, classes)
     return found
+
+
+def network(record: RunRecord) -> Markup | None:
+    """Return a drawing of the run's model; None of one that this version can't build."""
+    options, classes = record.config.get("model_options", []), record.dataset.get("classes", [])
+    try:
+        return _network(str(record.config.get("model")), tuple(map(str, options)), len(classes) or 10)
+    except (UserError, TypeError):
+        return None
+
+
+@cache
+def _network(name: str, options: tuple[str, ...], num_classes: int) -> Markup:
+    check_model(name, options)  # a foreign run may ask for one that fills the memory
+    with torch.random.fork_rng(devices=[]):  # pages are written while a run trains
+        steps = trace(build_model(name, num_classes, options))
+    return Markup(draw(architecture(steps), " ".join([name, *options])))
 
 
 def charts(lines: Sequence[Line], published: float | None) -> list[dict[str, Any]]:

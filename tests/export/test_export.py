@@ -167,8 +167,9 @@ def test_a_runs_export_is_read_by_processes_that_know_nothing_of_this_package(ru
     assert torch.equal(again(normal[None]), model(normal[None]))
 
 
-def test_the_card_says_what_the_hub_reads_and_nothing_that_was_not_measured(run):
-    assert export(run, "--format", "pth") == 0
+def test_the_card_says_what_the_hub_reads_and_nothing_that_was_not_measured(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert export(run.name, "--format", "pth") == 0
     card = ModelCard.load(run / "export/README.md")
     test = json.loads((run / "summary.json").read_text())["test"]
     (result,) = card.data.eval_results
@@ -181,7 +182,7 @@ def test_the_card_says_what_the_hub_reads_and_nothing_that_was_not_measured(run)
     assert card.data.license is None and card.data.library_name == "pytorch" and "lenet" in card.data.tags
     assert f"| test | 100 | {100 * test['accuracy']:.2f} % |" in card.text
     assert "python train.py" in card.text and "SYNTHETIC" not in card.text
-    assert "/model.onnx" not in card.text and "onnx" not in card.data.tags
+    assert "| `model.onnx` |" not in card.text and "onnx" not in card.data.tags
 
 
 def test_a_checkpoint_goes_into_a_folder_of_its_own_without_the_test_of_other_weights(run):

@@ -88,7 +88,7 @@ def test_hostile_names_are_text(tmp_path):
     names, note = ['<b>&"x', "</script x", "</style>", "{{ 7 * 7 }}"], "</script><script>alert(1)</script>"
     pixels = make_run(tmp_path / "run", names, wandb_group=note)
     page = write_report(tmp_path / "run", pixels).read_text()
-    assert "<b>&" not in page and "<script>alert" not in page and page.count("</style>") == 2
+    assert "<b>&" not in page and "<script>alert" not in page and page.count("</style>") == 3
     assert page.count("</script") == page.count("</script>") == page.count("<script")
     assert embedded(page, "galleries")["classes"] == names
     assert note in text_of(page) and f"{names[0]} 100" in text_of(page) and "49" not in rows_of(page)
