@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_dist.cli import command_parser
-from cifar_dist.cli.evaluate import weights_path
 from cifar_dist.config import default_data_dir, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
@@ -20,7 +19,7 @@ from cifar_dist.options import add_flags
 from cifar_dist.record.folder import CHECKPOINTS
 from cifar_dist.record.reader import RunRecord, is_run, read_run
 from cifar_dist.text import size
-from cifar_dist.training.weights import load_weights
+from cifar_dist.training.weights import load_weights, weights_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,9 @@ def write_file(source: Source, folder: Path, name: str, images: Images, eager: T
     try:
         data = form.dump(source)
     except Exception as error:  # exporters raise anything for what they can't express
-        raise UserError(f"{model} can't be exported as {name} with torch {torch.__version__} ({_cause(error)}); {others}") from None
+        raise UserError(
+            f"{model} can't be exported as {name} with torch {torch.__version__} ({_cause(error)}); {others}"
+        ) from None
     write_synced(folder / form.file, data)
     try:
         found = difference(logits_of(form.read(source, folder / form.file), images.pixels), eager)

@@ -119,7 +119,9 @@ def test_a_model_that_the_exporter_refuses_is_a_line_with_the_reason(tmp_path):
             return images.flatten(1)[:, :10] if images.sum() > 0 else images.flatten(1)[:, 10:20]
 
     source = Source(Branching(), random_model("lenet").about)
-    with pytest.raises(formats.UserError, match=r"lenet can't be exported as pt2 .*; use another --format than pt2") as error:
+    with pytest.raises(
+        formats.UserError, match=r"lenet can't be exported as pt2 .*; use another --format than pt2"
+    ) as error:
         write_files(source, tmp_path / "new/out", ["pt2"], drawn())
     assert "\n" not in str(error.value)
     assert list((tmp_path / "new").iterdir()) == []
