@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cifar_dist.errors import UserError, lookup
-from cifar_dist.export.graph import INPUT, OUTPUT, FromPixels, about_graph, capture
+from cifar_dist.export.graph import INPUT, OUTPUT, SPELLED_OUT, FromPixels, about_graph, capture
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
 from cifar_dist.training.weights import pack_weights
@@ -61,13 +61,11 @@ def dump_onnx(source: Source) -> bytes:
     import onnx
 
     with _quiet():
-        program = torch.onnx.export(
-            _captured(source), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+        graph = _captured(source).run_decompositions(SPELLED_OUT)
+        program = torch.onnx.export(graph, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
     assert program is not None
     proto = program.model_proto
-    graph = proto.graph
-    for value in (*graph.input, *graph.output, *graph.value_info):
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:  # torch numbers it
                 size.dim_param = "batch"

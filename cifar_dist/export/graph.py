@@ -1,7 +1,7 @@
 """What is exported: a model that takes pixels as they are, so that nobody has to know how it was normalised."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,18 @@ def capture(module: FromPixels) -> ExportedProgram:
     """Return the module as a graph of torch's own operators, for any number of images at once."""
     example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)  # of one image, the graph would be for one
     return torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
+
+
+def global_max(images: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return what `adaptive_max_pool2d` does to a single place, (B, C, H, W) -> twice (B, C, 1, 1), as a maximum and where it is."""
+    if list(size) != [1, 1]:
+        raise NotImplementedError(f"adaptive_max_pool2d to {list(size)}")
+    largest, places = images.flatten(-2).max(dim=-1)
+    return largest[..., None, None], places[..., None, None]
+
+
+# What the ONNX exporter of torch 2.11 has no word for.
+SPELLED_OUT = {torch.ops.aten.adaptive_max_pool2d.default: global_max}
 
 
 def about_graph(about: Mapping[str, Any]) -> dict[str, str]:
