@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "say what a model sees in images of any size and format, with probabilities",
     "latency": "measure how fast a model answers: images/s and latency by batch size, from pixels to probabilities",
     "export": "write a trained model as ONNX, torch.export program, state_dict and safetensors, with a model card",
+    "explain": "say where a run's time goes, how near it is to the machine's limit, and what would be faster",
     "report": "make the page and pictures of a run anew",
     "sync": "upload the runs that Weights & Biases does not have yet, and verify each",
 }

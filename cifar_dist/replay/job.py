@@ -1,9 +1,6 @@
 """A stretch of a run to do again, in as many processes and threads as it had, and what these saw."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from cifar_dist.record.environment import environment
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.lines import ConfigRecord, Start
 from cifar_dist.record.reader import not_a_run
+from cifar_dist.runtime.workers import WorkerError, run_worker
 
 
 @dataclass(frozen=True)
@@ -62,24 +60,10 @@ def do(job: Job) -> list[dict[str, Any]]:
         trace = Path(folder) / "trace.jsonl"
         content = {"folder": str(job.folder), "config": job.config.to_dict(), "start": job.start, "stop": job.stop}
         content |= {"every": job.every, "closely": job.closely, "trace": str(trace)}
-        path = Path(folder) / "job.json"
-        path.write_text(json.dumps(content))
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.world_size}"]
-        command = [
-            sys.executable,
-            *(launcher if job.world_size > 1 else []),
-            "-m",
-            "cifar_dist.replay.worker",
-            str(path),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if job.config.device == "cpu" or not torch.cuda.is_available():
-            environment["ACCELERATE_USE_CPU"] = "true"
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "failed: "))]
-            reason = said[0].partition(": ")[2] if said else (done.stderr.strip() or "it said nothing").splitlines()[-1]
-            raise UserError(f"steps {job.start} to {job.stop} of {job.folder} can't be done again: {reason}")
+        try:
+            run_worker("cifar_dist.replay.worker", content, job.config, job.world_size)
+        except WorkerError as error:
+            raise UserError(f"steps {job.start} to {job.stop} of {job.folder} can't be done again: {error}") from None
         return [json.loads(line) for line in trace.read_text().splitlines()]
 
 
