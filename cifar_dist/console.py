@@ -4,21 +4,23 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from cifar_dist.config import TrainConfig, flag
+from cifar_dist.progress import Report, unheard
 from cifar_dist.record.lines import EvalLine, TrainLine
-from cifar_dist.text import clock, fitting, length, option_text, percent, printable
+from cifar_dist.text import clock, fitting, length, option_text, percent, printable, shortened
 
 if TYPE_CHECKING:  # commands that load no data need no torch
     from torch import Tensor
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # commands that load no data need no torch
 
 REFRESH_S = 0.25
 SHORTEST_BAR = 10  # columns
+LONGEST_NAME = 40  # columns, of what a second bar is about
 SHOWN_ELSEWHERE = ("model", "recipe", "output_dir", "resume")
 
 
@@ -122,10 +125,9 @@ class Console:
 
     def start_progress(self, plan: "BatchPlan", step: int) -> None:
         if self.live:
-            texts = [TextColumn("{task.fields[epoch]}"), TextColumn("{task.fields[numbers]}")]
-            self._progress = Progress(texts[0], BarColumn(None), texts[1], console=self.rich, expand=True)
+            self._progress = self._bars()
             self._plan, self._begun, self._line = plan, (time.monotonic(), step), None
-            self._task = self._progress.add_task("train", total=plan.total_steps, completed=step, epoch="", numbers="")
+            self._task = self._progress.add_task("", total=plan.total_steps, completed=step, numbers="")
             self._progress.start()
 
     def advance(self, step: int) -> None:
@@ -153,7 +155,7 @@ class Console:
         epoch = f"epoch {min(step // plan.steps_per_epoch + 1, plan.epochs)}/{plan.epochs}"
         shown = fitting(numbers, self.rich.width - len(epoch) - SHORTEST_BAR - 2)
         assert self._progress
-        self._progress.update(self._task, completed=step, epoch=epoch, numbers=shown)
+        self._progress.update(self._task, completed=step, description=epoch, numbers=shown)
 
     def train_line(self, line: TrainLine, total_steps: int, left_s: float) -> None:
         if self._progress:
@@ -178,6 +180,44 @@ class Console:
             self._progress.stop()
             self._progress = None
 
+    def _bars(self, **options: Any) -> Progress:
+        """Return a display of bars, one below the other, each with its name and numbers."""
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(None), Numbers(Column(no_wrap=True)))
+        return Progress(*columns, console=self.rich, expand=True, **options)
+
+    @contextmanager
+    def bar(self, name: str, unit: str = "") -> Iterator[Report]:
+        """Show, on a terminal, how far something is that takes a while: below the run's bar, or alone, and gone at its end.
+
+        What is over before `REFRESH_S` has passed isn't shown, unless it reports 0 to say that it has begun. Several threads may
+        have a bar each, within one that is there the whole time.
+        """
+        if not self.live:
+            yield unheard
+            return
+        bars, alone, begun = self._progress, self._progress is None, time.monotonic()
+        if bars is None:
+            bars = self._progress = self._bars(transient=True)
+        task: TaskID | None = None
+
+        def report(done: float, total: int) -> None:
+            nonlocal task
+            if task is None and (done == 0 or time.monotonic() - begun >= REFRESH_S):
+                task = bars.add_task(
+                    shortened(name, LONGEST_NAME), total=None, unit=unit, begun=begun, told=begun, numbers=None
+                )
+                bars.start()
+            if task is not None:
+                bars.update(task, completed=done, total=total or None, told=time.monotonic())
+
+        try:
+            yield report
+        finally:
+            if alone:
+                self.stop_progress()
+            elif task is not None:
+                bars.remove_task(task)
+
     def result_table(self, classes: Sequence[str], confusion: "Tensor", second: "Tensor", title: str) -> None:
         """Print accuracy per class, and in all: `confusion` (K, K) and `second` (K,) as of an `EvalResult`."""
         table = Table(title=title, title_justify="left")
@@ -191,6 +231,25 @@ class Console:
             cells = (escape(name), str(n), str(hits), accuracy, str(near), top2)
             table.add_row(*cells, style="bold" if name == "all" else None)
         self.rich.print(table)
+
+
+class Numbers(ProgressColumn):
+    """What stands right of a bar: its own numbers or, where it has none, the time left, and how much of how much is done."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields["numbers"] is not None:
+            return Text(task.fields["numbers"], no_wrap=True)
+        now, begun, told, done, total = (
+            time.monotonic(),
+            task.fields["begun"],
+            task.fields["told"],
+            task.completed,
+            task.total,
+        )
+        if not total:
+            return Text(f"for {clock(now - begun)}", no_wrap=True)
+        left = f"left {clock((told - begun) * (total - done) / done - (now - told))}  " if done else ""
+        return Text(f"{left}{int(done):,}/{int(total):,} {task.fields['unit']}".rstrip(), no_wrap=True)
 
 
 def listing() -> Table:

@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     folder = cache_folder(options.data, data_dir)
     if new := not folder.exists():
         console.say(f"preparing data: {options.data}", "dim")
-        load_dataset(options.data, data_dir)
+        with console.bar(f"preparing {options.data}", "images") as progress:
+            load_dataset(options.data, data_dir, progress)
     state = inspect_cache(folder)
     if not state.whole:
         console.say(f"failed: {folder} is damaged: {state.damage}; delete it and run this again", "bold red")

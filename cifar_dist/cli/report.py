@@ -66,7 +66,8 @@ def find_pixels(
     if data_dir:
         record = replace(record, config={**record.config, "data_dir": data_dir})
     try:
-        return load_pixels(record, predictions.split, decode=bool(data_dir))
+        with console.bar("preparing the data", "images") as progress:
+            return load_pixels(record, predictions.split, bool(data_dir), progress)
     except UserError as error:
         console.warn(f"the page of {record.path} shows no images: {error}")
         return None

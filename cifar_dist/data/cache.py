@@ -14,6 +14,7 @@ import torch
 from cifar_dist.data.dataset import Dataset, Split, channel_statistics, fingerprint
 from cifar_dist.errors import UserError
 from cifar_dist.files import NO_FILE, is_sealed, locked, read_json, sealed, write_synced
+from cifar_dist.progress import Report, unheard
 from cifar_dist.text import reason
 
 ARRAYS = ("train_images", "train_targets", "test_images", "test_targets")
@@ -87,12 +88,15 @@ def copy_caches(source: Path, target: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_cached(folder: Path, decode: Callable[[], Decoded]) -> Dataset:
+def load_cached(folder: Path, decode: Callable[[], Decoded], progress: Report = unheard) -> Dataset:
     """Return the set cached in `folder`, decoding it first where it is missing; one process decodes, the others wait.
+
+    `progress` is told that it takes a while, before that; what decodes may tell more.
 
     Raises `UserError` unless it holds the bytes that were written: one flipped bit would be other numbers, and no word of it.
     """
     if not folder.exists():
+        progress(0, 0)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():

@@ -11,9 +11,11 @@ import numpy as np
 from cifar_dist.data.cache import Decoded
 from cifar_dist.data.pictures import SIZE, PictureError, opened
 from cifar_dist.errors import UserError
+from cifar_dist.progress import Report, unheard
 from cifar_dist.text import printable
 
 EXIF_ORIENTATION = 0x0112
+REPORTED = 100  # images, after which progress is told
 
 
 class Listing(NamedTuple):
@@ -76,20 +78,23 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
     return files
 
 
-def read_folder(root: Path, listing: Listing) -> Decoded:
+def read_folder(root: Path, listing: Listing, progress: Report = unheard) -> Decoded:
     """Decode every file; raises `UserError` naming the first that can't be."""
-    return Decoded(printable(str(root)), False, listing.classes, *_decode(listing.train), *_decode(listing.test))
+    images, targets = _decode(listing.train + listing.test, progress)
+    n = len(listing.train)
+    return Decoded(printable(str(root)), False, listing.classes, images[:n], targets[:n], images[n:], targets[n:])
 
 
-def _decode(files: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _decode(files: list[tuple[str, int]], progress: Report) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((len(files), 3, SIZE, SIZE), dtype=np.uint8)
 
     def read(i: int) -> None:
         images[i] = _decode_file(files[i][0])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
-        for _ in pool.map(read, range(len(files))):
-            pass
+        for done, _ in enumerate(pool.map(read, range(len(files))), start=1):
+            if done % REPORTED == 0:
+                progress(done, len(files))
     return images, np.array([target for _, target in files], dtype=np.int64)
 
 

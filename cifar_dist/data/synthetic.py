@@ -5,6 +5,8 @@ from math import cos, hypot, pi, sin, sqrt
 
 import numpy as np
 
+from cifar_dist.progress import Report, unheard
+
 Array = np.ndarray
 Distance = Callable[[Array, Array], Array]
 
@@ -112,7 +114,7 @@ NUISANCES: dict[str, tuple[int, float, float]] = {
 in radians. Tuned so that a ResNet-20 needs several epochs; backgrounds lean dark, without which it starts slowly."""
 
 
-def draw_images(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_images(num_images: int, seed: int, progress: Report = unheard) -> tuple[np.ndarray, np.ndarray]:
     """Draw `num_images` labelled pictures; image i depends only on `seed` (≥ 0) and i.
 
     Returns images (N, 3, 32, 32) uint8 and targets (N,) int64 into `CLASSES`, which take turns: target i is i % 10.
@@ -121,6 +123,7 @@ def draw_images(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, num_images, CHUNK):
         chunk = images[start : start + CHUNK]
         chunk[:] = _draw_chunk(len(chunk), np.random.default_rng((seed, start)))
+        progress(start + len(chunk), num_images)
     return images, np.arange(num_images, dtype=np.int64) % len(CLASSES)
 
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
 from cifar_dist.options import to_words
 from cifar_dist.processes import Children
+from cifar_dist.progress import Report
 from cifar_dist.record.folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
 from cifar_dist.record.repeats import Point, varying
 from cifar_dist.runtime.launch import default_threads
@@ -27,6 +28,7 @@ from cifar_dist.text import clock, option_text
 from cifar_dist.training.resume import lock
 
 RUNS_FILE = "sweep.json"
+LOOK_S = 1.0  # between two looks at how far the runs are
 MAY_CHANGE = {f.name for f in fields(TrainConfig) if f.metadata["may_change"]}
 
 
@@ -63,6 +65,16 @@ class Study:
         value = self.sweep.metric.of(measured) if measured else None
         return Result(summary["status"], value, bool(summary.get("synthetic")))
 
+    def steps_done(self, index: int) -> tuple[int, int]:
+        """Return how many steps a run has done by its last line, and of how many; (0, 0) where it doesn't say yet."""
+        folder = RunFolder(self.run_folder(index))
+        try:
+            summary, lines = folder.summary() or {}, folder.read_metrics()
+        except (UserError, OSError):  # train.py says what to do about it
+            return 0, 0
+        total = summary.get("total_steps", 0)
+        return (lines[-1]["step"] if lines and total else 0), total
+
 
 def check_record(study: Study) -> int:
     """Return how many runs the folder has a record of; raises `UserError` where one of them is another than ours."""
@@ -98,9 +110,14 @@ def run_all(study: Study, indices: Sequence[int], console: Console) -> dict[int,
     todo = [index for index in indices if study.result(index).status != "finished"]
     if len(todo) < len(indices):
         console.say(f"{len(indices) - len(todo)} of {len(indices)} runs are finished already")
-    with Children() as children, ThreadPoolExecutor(study.parallel) as threads:
+    with Children() as children, ThreadPoolExecutor(study.parallel) as threads, console.bar("sweep", "runs") as report:
         runner = Runner(study, children, console)
-        return dict(zip(todo, threads.map(runner.run, todo), strict=True))
+        report(0, len(todo))
+        futures = {index: threads.submit(runner.run, index) for index in todo}
+        while wait(futures.values(), timeout=LOOK_S).not_done:
+            if console.live:
+                runner.look(report, len(todo), sum(future.done() for future in futures.values()))
+        return {index: future.result() for index, future in futures.items()}
 
 
 class Runner:
@@ -112,6 +129,18 @@ class Runner:
         for environment in slot_environments(study.parallel):
             self.slots.put(environment)
         self.differing = varying(study.runs)
+        self.running: dict[
+            int, tuple[Report, float]
+        ] = {}  # who shows how far a run is, and how far it was at its start
+
+    def look(self, report: Report, total: int, ended: int) -> None:
+        """Tell how far each running run is, and to `report` how many of `total` there are done, the parts of runs among them."""
+        parts = 0.0
+        for index, (shown, first) in list(self.running.items()):
+            step, steps = self.study.steps_done(index)
+            shown(step, steps)
+            parts += step / steps - first if steps else 0.0
+        report(ended + parts, total)
 
     def run(self, index: int) -> int:
         """Run one to its end and return its exit status; once there was a signal, start nothing."""
@@ -121,14 +150,18 @@ class Runner:
         what = shlex.join(to_words({k: v for k, v in study.runs[index].items() if k in self.differing}))
         self.console.say(f"run {index:04d} starts: {what}")
         start, slot = time.monotonic(), self.slots.get()
+        step, steps = study.steps_done(index)
         try:
             with study.log(index).open("a") as log:
                 log.write(f"$ {shlex.join(command)}\n")
-            status = self.children.run(command, study.log(index), slot)
+            with self.console.bar(f"run {index:04d} {what}", "steps") as report:
+                self.running[index] = report, step / steps if steps else 0.0
+                status = self.children.run(command, study.log(index), slot)
         except OSError as error:  # the others go on
             self.console.warn(f"run {index:04d} failed: {what}  {error}")
             return FAILED
         finally:
+            self.running.pop(index, None)
             self.slots.put(slot)
         result = study.result(index)
         outcome = exit_status(status, result.status, stopping=self.children.received is not None)

@@ -71,11 +71,13 @@ def build(config: TrainConfig, console: Console, given: Container[str] = ()) -> 
     accelerator = accelerate(config)
     console.say(f"preparing data: {config.data}", "dim")
     if config.data == "auto":
-        name, note = on_main(lambda: choose_data(Path(config.data_dir)))
+        with console.bar(f"preparing {config.data}", "images") as progress:
+            name, note = on_main(lambda: choose_data(Path(config.data_dir), progress))
         config = replace(config, data=name)
         if note:
             console.warn(note)
-    dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir)))
+    with console.bar(f"preparing {config.data}", "images") as progress:
+        dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir), progress))
     check_equal(dataset.fingerprint, "the data")
     splits = make_splits(dataset, config, accelerator.device)
     plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)

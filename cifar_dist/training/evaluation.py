@@ -16,6 +16,7 @@ from cifar_dist.errors import DivergedError
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.inputs.plan import cut
 from cifar_dist.models import memory_format
+from cifar_dist.progress import Report, unheard
 from cifar_dist.runtime.collectives import gather_rows, sum_across_ranks
 from cifar_dist.runtime.compiling import eagerly
 from cifar_dist.runtime.cpu import use_onednn, uses_onednn
@@ -26,10 +27,15 @@ EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same bl
 
 def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's share of a split's blocks: (places (B,), pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
-    num_blocks = -(-len(split) // EVAL_BLOCK)
-    for block in cut(0, num_blocks, accelerator.num_processes)[accelerator.process_index]:
+    for block in own_share(split, accelerator):
         places = torch.arange(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)), device=accelerator.device)
         yield places, *split.gather(places)
+
+
+def own_share(split: Split, accelerator: Accelerator) -> range:
+    """Return the blocks of a split that this rank looks at."""
+    num_blocks = -(-len(split) // EVAL_BLOCK)
+    return cut(0, num_blocks, accelerator.num_processes)[accelerator.process_index]
 
 
 def evaluate(
@@ -39,18 +45,22 @@ def evaluate(
     num_classes: int,
     accelerator: Accelerator,
     tta: bool = False,
+    progress: Report = unheard,
 ) -> EvalResult:
     """Look at the whole split, each image exactly once, on any number of ranks; every rank gets the same result.
 
     An image's logits come from one rank and zeros from the others, so adding them up doesn't round. With `tta` they are the
-    weighted mean over `six_views`.
+    weighted mean over `six_views`. `progress` is told how many images were looked at, if the others are
+    as far as this rank.
     """
     logits, blocks, start = torch.zeros(len(split), num_classes, device=accelerator.device), 0, time.perf_counter()
+    own_blocks = len(own_share(split, accelerator))
     with evaluating(model, accelerator):
-        for blocks, (places, pixels, _) in enumerate(eval_blocks(split, accelerator), start=1):  # noqa: B007
+        for blocks, (places, pixels, _) in enumerate(eval_blocks(split, accelerator), start=1):
             images = normalize(pixels)
             for weight, view in six_views(images) if tta else ((1.0, images),):
                 logits[places] += weight * model(view).float()
+            progress(len(split) * blocks / own_blocks, len(split))
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize(accelerator.device)
     own_s = torch.tensor([(time.perf_counter() - start) / blocks if blocks else 0.0], device=accelerator.device)

@@ -81,9 +81,9 @@ def validate(run: Run) -> None:
         return
     with run.stopwatch.paused():
         with trainer.state.eval_statistics.averaged():
-            result = evaluate(
-                trainer.state.eval_model, split, trainer.normalize, len(trainer.dataset.classes), trainer.accelerator
-            )
+            model, normalize, classes = trainer.state.eval_model, trainer.normalize, trainer.dataset.classes
+            with run.console.bar("validation", "images") as report:
+                result = evaluate(model, split, normalize, len(classes), trainer.accelerator, progress=report)
         state = digests(trainer)
     best = result.num_correct > progress.best_correct
     progress.validations_since_best = 0 if best else progress.validations_since_best + 1

@@ -205,7 +205,8 @@ def test(run: Run) -> None:
     result = None
     if trainer.config.test:
         split, tta = trainer.splits.test, trainer.config.tta
-        result = evaluate(model, split, trainer.normalize, len(classes), trainer.accelerator, tta)
+        with run.console.bar("test", "images") as progress:
+            result = evaluate(model, split, trainer.normalize, len(classes), trainer.accelerator, tta, progress)
         trainer.state.progress.seconds += run.stopwatch.elapsed_since_last_read()
 
     def write() -> None:

@@ -44,11 +44,13 @@ def compile_first(trainer: Trainer, console: Console) -> None:
     state, start = trainer.state, time.monotonic()
     console.say("compiling the model; the next run finds what is compiled now", "dim")
     before = [buffer.clone() for buffer in state.model.buffers()]
-    farthest = 0.0
-    for step in trainer.batches.first_steps(state.progress.step):
-        with eagerly(state.model):
-            expected = gradient_of(trainer, step)
-        farthest = max(farthest, distance(gradient_of(trainer, step), expected))
+    farthest, steps = 0.0, list(trainer.batches.first_steps(state.progress.step))
+    with console.bar("compiling", "sizes") as progress:
+        for done, step in enumerate(steps):
+            progress(done, len(steps))
+            with eagerly(state.model):
+                expected = gradient_of(trainer, step)
+            farthest = max(farthest, distance(gradient_of(trainer, step), expected))
     for buffer, values in zip(state.model.buffers(), before, strict=True):
         buffer.copy_(values)
     farthest = max_across_ranks(torch.tensor(farthest, device=trainer.device)).item()

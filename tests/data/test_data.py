@@ -482,3 +482,18 @@ def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
         load_dataset("cifar", tmp_path)
     with pytest.raises(UserError, match="--data /no/where is not a folder"):
         load_dataset("/no/where", tmp_path)
+
+
+def test_who_waits_is_told_how_many_images_are_decoded_and_only_then(folders, tmp_path):
+    told: list[tuple[float, int]] = []
+    for _ in range(2):
+        load_dataset(str(folders), tmp_path, lambda done, total: told.append((done, total)))
+    images = sum(path.is_file() for path in folders.rglob("*"))
+    assert told == [(0, 0), *((done, images) for done in range(100, images + 1, 100))]  # once: the second finds a cache
+
+
+def test_drawing_tells_how_many_images_are_drawn():
+    told: list[tuple[float, int]] = []
+    with_reports = draw_images(1200, 3, lambda done, total: told.append((done, total)))
+    assert told == [(500, 1200), (1000, 1200), (1200, 1200)]
+    assert all(map(np.array_equal, with_reports, draw_images(1200, 3)))

@@ -22,6 +22,7 @@ from helpers.runs import ROOT
 from helpers.runs import Result as Run
 
 from cifar_dist.__main__ import main
+from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED, WRONG_INPUT
 from cifar_dist.options import resolve_train_config, to_words
@@ -29,10 +30,10 @@ from cifar_dist.processes import Children
 from cifar_dist.recipes import ATTEMPTS, RECIPES
 from cifar_dist.record.repeats import varying
 from cifar_dist.sweep.file import OPTIONS, read_sweep
-from cifar_dist.sweep.prepare import SHIPPED, resolve
+from cifar_dist.sweep.prepare import SHIPPED, SweepOptions, prepare, resolve
 from cifar_dist.sweep.ranking import Result, rank
 from cifar_dist.sweep.space import Parameter, Sweep, list_runs, unit
-from cifar_dist.sweep.study import Study, exit_status, record, slot_environments
+from cifar_dist.sweep.study import Runner, Study, exit_status, record, slot_environments
 
 DRAWS = 1024
 
@@ -557,6 +558,21 @@ def stand_in(write, tmp_path, monkeypatch, capsys):
 def starts() -> list[str]:
     """Which runs were started, in order."""
     return Path("runs/try/starts").read_text().split()
+
+
+def test_how_far_a_sweep_is_counts_the_parts_of_running_runs_done_since_their_start(write, tmp_path):
+    study = prepare(Path(write("lr: {values: [0.1, 0.2, 0.3]}")), SweepOptions(output_dir=str(tmp_path / "sweep")), {})
+    told: dict[str, tuple[float, int]] = {}
+    runner = Runner(study, Children(), Console(speaks=False))
+    for index, before in ((1, 0.25), (2, 0.0)):
+        runner.running[index] = (lambda *said, name=str(index): told.update({name: said})), before
+    lines = [{"kind": "train", "step": step, "epoch": 1.0, "samples": 8 * step, "loss": 1.0} for step in (30, 50)]
+    run = study.run_folder(1)
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text('{"status": "running", "total_steps": 100}')
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runner.look(lambda *said: told.update({"all": said}), total=3, ended=1)
+    assert told == {"1": (50, 100), "2": (0, 0), "all": (1.25, 3)}
 
 
 def test_a_sweep_runs_each_once_and_ranks_them(stand_in):

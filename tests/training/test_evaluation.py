@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from cifar_dist.cli import evaluate as evaluate_command
 from cifar_dist.data import Split
@@ -86,3 +87,13 @@ def test_a_run_is_tested_with_the_views_it_asks_for_and_validated_without(train,
         assert evaluate_command.main([*where, *options]) == 0
         again = augmented.json("eval-test.json")
         assert {key: again[key] for key in tested[name]} == tested[name]
+
+
+def test_evaluation_tells_how_many_images_it_has_looked_at():
+    split, told = (
+        Split(torch.zeros(1200, 3, 32, 32, dtype=torch.uint8), torch.zeros(1200).long(), torch.arange(1200)),
+        [],
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+    evaluate(model, split, NORMALIZE, 4, Accelerator(cpu=True), progress=lambda done, total: told.append((done, total)))
+    assert told == [(400, 1200), (800, 1200), (1200, 1200)]  # three blocks
