@@ -73,6 +73,7 @@ class Console:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._shown = 0.0
+        self._gap_explained = False
         self._line: TrainLine | None = None  # the last one
 
     def say(self, text: str, style: str | None = None) -> None:
@@ -172,7 +173,9 @@ class Console:
         """`gap` is the accuracy in training since the validation before, minus this one's."""
         where = f"validation at step {line['step']}, epoch {line['epoch']:.2f}"
         text = f"{where}: accuracy {percent(line['accuracy'])}, top-2 {percent(line['top2_accuracy'])}, loss {line['loss']:.4f}"
-        text += "" if gap is None else f", gap {100 * gap:+.1f} points"
+        if gap is not None:
+            meaning = "" if self._gap_explained else " (training minus this)"
+            text, self._gap_explained = f"{text}, gap {100 * gap:+.1f} points{meaning}", True
         self.say(text + ("  (best so far)" if best else ""), "green" if best else None)
 
     def stop_progress(self) -> None:
@@ -220,7 +223,8 @@ class Console:
 
     def result_table(self, classes: Sequence[str], confusion: "Tensor", second: "Tensor", title: str) -> None:
         """Print accuracy per class, and in all: `confusion` (K, K) and `second` (K,) as of an `EvalResult`."""
-        table = Table(title=title, title_justify="left")
+        meaning = "second guess: wrong at first, right with the next class; top-2: either"
+        table = Table(title=title, title_justify="left", caption=meaning, caption_justify="left")
         for name in ("class", "images", "correct", "accuracy", "second guess", "top-2"):
             table.add_column(name, justify="left" if name == "class" else "right")
         columns = [counts.tolist() for counts in (confusion.sum(dim=1), confusion.diagonal(), second)]

@@ -6,7 +6,7 @@ from typing import Any
 from cifar_dist.compare.configuration import COMMIT, DATA
 from cifar_dist.compare.groups import Comparison, value_of
 from cifar_dist.compare.groups import repeat_of as seed_of
-from cifar_dist.text import listed
+from cifar_dist.text import count, listed
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -18,31 +18,31 @@ def _data(comparison: Comparison) -> Iterator[str]:
     synthetic = [group.label for group in comparison.groups if group.synthetic]
     if synthetic:
         which = "all runs" if len(synthetic) == len(comparison.groups) else listed(synthetic)
-        yield f"SYNTHETIC DATA: {which}. Drawn shapes, not CIFAR-10: these numbers say nothing about CIFAR-10."
+        yield f"SYNTHETIC DATA: {which}. Drawn shapes, which say nothing about CIFAR-10."
     if DATA in comparison.differing:
         names = dict.fromkeys(str(group.options[DATA]) for group in comparison.groups)
-        yield f"The data differ ({listed(names)}): accuracies on different data are not differences between methods."
+        yield f"The data differ ({listed(names)}), so accuracies can't be compared."
 
 
 def _not_counted(comparison: Comparison) -> Iterator[str]:
     finished = [run for run in comparison.unaveraged if run.record.status == "finished"]
     unmeasured = [run.name for run in finished if value_of(run, comparison.metric) is None]
     if unmeasured:
-        yield f"Finished without {comparison.metric.name}, so in no mean: {listed(unmeasured)}."
+        yield f"Finished without {comparison.metric.name}, so left out of the means: {listed(unmeasured)}."
     repeats = [f"{run.name} ({seed_of(run)})" for run in finished if value_of(run, comparison.metric) is not None]
     if repeats:
-        yield f"The same seed of the same configuration again, which counts once: {listed(repeats)}."
+        yield f"The same seed again, which counts once: {listed(repeats)}."
     unfinished = len(comparison.unaveraged) - len(finished)
     if unfinished:
-        yield f"{unfinished} of {len(comparison.runs)} runs are not finished, and in no mean."
+        yield f"{unfinished} of {count(len(comparison.runs), 'run')} not finished, and left out of the means."
 
 
 def _metric(comparison: Comparison) -> Iterator[str]:
     several = sum(group.mean is not None for group in comparison.groups) > 1
     if comparison.metric.split == "val":
-        yield "Validation chose the weights of each run, so its accuracy is optimistic; test images are for the final number."
+        yield "Validation chose each run's weights, so it is optimistic; the final number is the test's."
     elif several:
-        yield "To choose a configuration use --metric val/accuracy: the best of many on the test images is best partly by luck."
+        yield "Choose by --metric val/accuracy: the best of many on the test images is best partly by luck."
     if any(len({run.config.get("fold") for run in group.counted}) > 1 for group in comparison.groups):
         yield "Folds share training images, so intervals and tests over folds are too confident."
 

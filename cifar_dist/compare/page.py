@@ -14,7 +14,7 @@ from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.report.html import write_page
-from cifar_dist.text import NONE, clock, option_text, percent
+from cifar_dist.text import NONE, SHOWN, clock, option_text, percent
 
 TEMPLATE = Path(__file__).parent / "assets/compare.html.j2"
 Shown = dict[str, Any]  # what a cell shows (text), sorts by (value), and is styled by
@@ -36,9 +36,13 @@ def write_comparison_page(
         metric=comparison.metric.name,
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         reload_s=reload_s,
+        listed=SHOWN,
         synthetic=any(run.synthetic for run in comparison.runs),
         notes=[note for note in notes if not note.startswith("SYNTHETIC")],
-        groups=[group_row(group, d, comparison) for group, d in zip(comparison.groups, differences, strict=True)],
+        groups=[
+            group_row(group, difference, comparison, path.parent)
+            for group, difference in zip(comparison.groups, differences, strict=True)
+        ],
         classes=list(tested[0].cells) if tested else [],
         tests=list(dict.fromkeys(difference.test for difference in tested)),
         unaveraged=[run_row(run, comparison.metric, path.parent) for run in comparison.unaveraged],
@@ -51,10 +55,11 @@ def write_comparison_page(
     )
 
 
-def group_row(group: Group, difference: Difference | None, comparison: Comparison) -> Shown:
+def group_row(group: Group, difference: Difference | None, comparison: Comparison, here: Path) -> Shown:
     metric = comparison.metric
     return {
         "label": group.label,
+        "folders": [run_row(run, metric, here) for run in group.counted or group.runs],
         "synthetic": group.synthetic,
         "is_baseline": group is comparison.baseline,
         "options": [option_cell(group.options.get(name)) for name in comparison.differing],

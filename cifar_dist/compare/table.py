@@ -12,7 +12,7 @@ from cifar_dist.compare.differences import ALL, Difference
 from cifar_dist.compare.groups import Comparison, value_of
 from cifar_dist.compare.page import interval_text, macs_text, p_text, progress_text, spread
 from cifar_dist.record.metric import METRICS
-from cifar_dist.text import clock, option_text, percent
+from cifar_dist.text import clock, listed, option_text, percent
 
 WIDE = 110  # columns of a terminal from which time and compute have room
 OWN_COLUMNS = 4  # options that differ, up to which each has a column
@@ -43,13 +43,14 @@ def groups_table(
     metric, several = comparison.metric, len(comparison.groups) > 1
     table = _table()
     names = comparison.differing if own_columns else ()
-    for name in names or ("configuration",):
+    for name in (*(names or ("configuration",)), "folders"):
         table.add_column(name, overflow="fold")
     for heading in ("n", metric.name, "95 % interval", *["difference"] * several, *["time", "compute"] * wide):
         table.add_column(heading, justify="right", no_wrap=True)
     for group, difference in [*zip(comparison.groups, differences, strict=True)][:ROWS]:
         cells = [escape(option_text(group.options.get(name))) for name in names] or [escape(group.label)]
         cells[0] += " [bold yellow]SYNTHETIC[/]" * group.synthetic
+        cells.append(escape(listed(run.name for run in group.counted or group.runs)))
         cells += [str(len(group.counted)), f"{metric.text(group.mean)} {spread(group.std, metric)}".rstrip()]
         cells += [interval_text(group, metric), *[difference_text(difference)] * several]
         if wide:
@@ -75,14 +76,10 @@ def options_table(comparison: Comparison) -> Table:
 
 def caption(comparison: Comparison) -> str:
     """Return what the columns mean."""
-    text = (
-        "Mean ± sample standard deviation over n runs; 95 % interval: Student's t, for n = 1 Wilson's over its images."
-    )
+    text = "Mean ± std over n runs; interval: Student's t, for n = 1 Wilson's over its images"
     if comparison.baseline and len(comparison.groups) > 1:
-        text += (
-            f" Difference in accuracy to {comparison.baseline.label}, in points; * p < 0.05, corrected for the classes."
-        )
-    return text
+        text += f"; difference: to {comparison.baseline.label}, in points, * p < 0.05"
+    return f"{text}."
 
 
 def _table(title: str | None = None) -> Table:
@@ -102,7 +99,7 @@ def difference_text(difference: Difference | None) -> str:
 def unaveraged_table(comparison: Comparison) -> Table:
     """Return a row for each run that enters no mean."""
     table = _table()
-    table.add_column("in no mean", overflow="fold")
+    table.add_column("left out", overflow="fold")
     table.add_column("status")
     table.add_column("progress")
     table.add_column("validation", justify="right", no_wrap=True)

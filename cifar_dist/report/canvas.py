@@ -8,6 +8,9 @@ from matplotlib.figure import Figure
 
 # Of Okabe & Ito's palette, which colour-blind readers can tell apart; never the only mark of a difference.
 BLUE, VERMILLION, NOTE = "#0072B2", "#D55E00", "#555555"
+MIDTONE = (
+    "#7d7d7d"  # as far from white as from a dark page (contrast 4.1): of pictures without a ground, which pages show
+)
 TRAIN, VAL, RIGHT, WRONG = BLUE, VERMILLION, BLUE, VERMILLION
 DPI = 110
 TITLE_POINTS = 11
@@ -31,9 +34,9 @@ def new_axes(title: str, size: tuple[float, float], left: float, right: float, b
     return figure, figure.add_axes((left / width, bottom / height, size[0] / width, size[1] / height))
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, transparent: bool = False) -> Path:
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, transparent=transparent)
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cifar_dist.record.predictions import Predictions
-from cifar_dist.report.canvas import RIGHT, WRONG, rough_percent, shorten
+from cifar_dist.report.canvas import MIDTONE, RIGHT, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import describe
 
 ROWS, COLUMNS = 5, 8
@@ -20,6 +20,7 @@ ENLARGED = 5
 SIDE, GAP, LINE, TITLE_LINE = 32 * ENLARGED, 24, 15, 22
 WIDTH = GAP + COLUMNS * (SIDE + GAP)
 TITLE_LETTERS = 130  # to a line
+NO_GROUND = "#ffffff00"
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 
@@ -99,38 +100,52 @@ def draw_mistakes(predictions: Predictions, classes: Sequence[str], pixels: np.n
 
 
 def draw_augmented(augmented: Augmented, steps: Sequence[str], path: Path, title: str) -> Path:
-    """Draw training images after augmentation by `steps`, each with its label or its two."""
+    """Draw training images after augmentation by `steps`, each with its label or its two.
+
+    Without a ground: the page, which may be dark, shows it.
+    """
     pixels = np.rint(255 * np.clip(augmented.images, 0, 1)).astype(np.uint8)
     labels = [label.split("\n") for label in augmented.labels]
     tallest = max(map(len, labels), default=0)
     captions = [Caption((("", ""),) * (tallest - len(label)) + tuple((part, "") for part in label)) for label in labels]
     note = f"training images after {', '.join(steps)}" if steps else "training images, not augmented"
-    return _draw_grid(pixels, captions, path, [title, note])
+    return _draw_grid(pixels, captions, path, [title, note], MIDTONE, NO_GROUND)
 
 
-def _draw_grid(pixels: np.ndarray, captions: Sequence[Caption], path: Path, title: Iterable[str]) -> Path:
+def _draw_grid(
+    pixels: np.ndarray,
+    captions: Sequence[Caption],
+    path: Path,
+    title: Iterable[str],
+    ink: str = "black",
+    ground: str = "white",
+) -> Path:
     path.parent.mkdir(exist_ok=True)
-    grid(pixels, captions, title).save(path)
+    grid(pixels, captions, title, ink, ground).save(path)
     return path
 
 
-def grid(pixels: np.ndarray, captions: Sequence[Caption], title: Iterable[str]) -> Image.Image:
+def grid(
+    pixels: np.ndarray, captions: Sequence[Caption], title: Iterable[str], ink: str = "black", ground: str = "white"
+) -> Image.Image:
     """Draw images (N, 32, 32, 3) uint8 row by row, with their captions and frames, under lines of text."""
     head = "\n".join(textwrap.fill(line, TITLE_LETTERS) for line in title)
     top = 2 * GAP + TITLE_LINE * (head.count("\n") + 1)
     above = LINE * max((len(c.above) for c in captions), default=0) + 3
     cell = above + SIDE + LINE * any(c.below for c in captions) + GAP
-    sheet = Image.new("RGB", (WIDTH, top + cell * -(-len(captions) // COLUMNS)), "white")
+    mode = "RGBA" if ground == NO_GROUND else "RGB"
+    sheet = Image.new(mode, (WIDTH, top + cell * -(-len(captions) // COLUMNS)), ground)
     draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((WIDTH / 2, GAP), head, "black", _font(17), "ma", align="center", spacing=5)
+    draw.multiline_text((WIDTH / 2, GAP), head, ink, _font(17), "ma", align="center", spacing=5)
     for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
         x, y = GAP + i % COLUMNS * (SIDE + GAP), top + above + i // COLUMNS * cell
         sheet.paste(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
         if caption.right is not None:
             _draw_frame(draw, x, y, caption.right)
         for line, (start, end) in enumerate(caption.above):
-            _draw_line(draw, x, y - above + line * LINE, start, end, bold=line == 0 and bool(end))
-        _draw_line(draw, x, y + SIDE + 4, caption.below, "", bold=False)
+            bold = ink == MIDTONE or (line == 0 and bool(end))
+            _draw_line(draw, x, y - above + line * LINE, start, end, ink, bold)
+        _draw_line(draw, x, y + SIDE + 4, caption.below, "", ink, bold=False)
     return sheet
 
 
@@ -146,13 +161,13 @@ def _draw_frame(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> None:
                 draw.rectangle((x + edge, y + gap, x + edge + width - 1, y + gap + 6), "white")
 
 
-def _draw_line(draw: ImageDraw.ImageDraw, x: int, y: int, start: str, end: str, bold: bool) -> None:
+def _draw_line(draw: ImageDraw.ImageDraw, x: int, y: int, start: str, end: str, ink: str, bold: bool) -> None:
     """Draw a line of text as wide as an image, in two parts, the first one shortened until there is room for it."""
     font, letters = _font(11, bold), len(start)
     while font.getlength(f"{shorten(start, letters)}  {end}") > SIDE:
         letters -= 1
-    draw.text((x, y), shorten(start, letters), "black", font)
-    draw.text((x + SIDE, y), end, "black", font, "ra")
+    draw.text((x, y), shorten(start, letters), ink, font)
+    draw.text((x + SIDE, y), end, ink, font, "ra")
 
 
 @cache

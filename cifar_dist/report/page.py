@@ -55,6 +55,7 @@ def write_report(folder: Path, pixels: np.ndarray | None, published: float | Non
         "reload_s": RELOAD_S if record.status == "running" else None,
         "tiles": results.tiles(record, published),
         "charts": charts(record.lines, published),
+        "gap_opens": curves.gap_opening(curves.points(record.lines)) is not None,
         "options": provenance.options(record),
         "commands": provenance.commands(record),
         "network": network(record),

@@ -15,7 +15,7 @@ from cifar_dist.record.curves import Point, gap_opening, points
 from cifar_dist.record.lines import TrainLine
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report.canvas import NOTE, TRAIN, VAL, new_figure, save
+from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save
 from cifar_dist.report.class_plots import draw_confusion, draw_per_class
 from cifar_dist.report.image_grids import Augmented, draw_augmented, draw_mistakes, draw_samples
 
@@ -124,14 +124,17 @@ def spans_decades(rates: np.ndarray) -> bool:
 def draw_map(
     units: Prototypes, mean: Sequence[float], std: Sequence[float], classes: Sequence[str], path: Path
 ) -> None:
-    """Draw a map's grid of weight vectors as images, and beside it each unit's majority class, paler where it is less pure."""
+    """Draw a map's grid of weight vectors as images, and beside it each unit's majority class, paler where it is less pure.
+
+    Without a ground: the page, which may be dark, shows it.
+    """
     figure = Figure((16, 8.4), 150, layout="constrained")
     images, labels = figure.subplots(1, 2)
     pixels = units.images.cpu().numpy() * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1))
     rows, columns = pixels.shape[:2]
     tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
     images.imshow(tiles.transpose(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3).clip(0, 1))
-    images.set_title(f"weight vectors of {rows} x {columns} units")
+    images.set_title(f"weight vectors of {rows} x {columns} units", color=MIDTONE)
     wins = units.wins.flatten(0, 1).cpu().numpy()
     totals, majority = wins.sum(axis=1), wins.argmax(axis=1)
     purity = wins.max(axis=1) / totals.clip(min=1)
@@ -143,11 +146,12 @@ def draw_map(
         row, column = divmod(unit, columns)
         text = classes[name][:5] if totals[unit] else "-"
         labels.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / columns))
-    labels.set_title("class of most training images each unit wins; paler: less pure, -: wins none")
+    labels.set_title("class of most training images each unit wins; paler: less pure, -: wins none", color=MIDTONE)
     for axes in (images, labels):
         axes.set_xticks([])
         axes.set_yticks([])
-    save(figure, path)
+        axes.spines[:].set_color(MIDTONE)
+    save(figure, path, transparent=True)
 
 
 def _line(

@@ -123,7 +123,7 @@ def _gap(lines: Sequence[Line]) -> list[Tile]:
     if not curve or curve[-1].gap is None:
         return []
     opening = curves.gap_opening(curve)
-    where = f"opens at epoch {opening.epoch:g}" if opening else "has not opened"
+    where = f"over-fitting since epoch {opening.epoch:g}" if opening else "no over-fitting so far"
     value = f"{100 * curve[-1].gap:+.1f} points".replace("-", "−")
     return [Tile("generalisation gap", value, f"training minus validation accuracy; {where}")]
 

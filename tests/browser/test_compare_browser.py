@@ -40,7 +40,7 @@ def lines(opened: Opened, chart: int = 0) -> int:
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")])
 def test_it_says_nothing_asks_for_nothing_and_fits_the_window(browser, page_file, width, scheme):
     with open_page(browser, page_file, width, color_scheme=scheme) as opened:
-        opened.page.get_by_text("All runs in configurations").click()
+        opened.page.get_by_text("All runs and their configurations").click()
         assert opened.messages == []
         assert opened.requests == [page_file.as_uri()]
         assert not opened.is_wider_than_the_window()

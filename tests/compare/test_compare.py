@@ -42,7 +42,8 @@ def test_it_prints_the_table_and_says_where_the_files_are(runs, capsys, monkeypa
     assert main(["compare", str(runs)]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[1].split() == ["0.2", "2", "70.50", "%", "±", "0.71", "64.15", "–", "76.85", "–"]
+    row = ["0.2", "lr0.2-s0,", "lr0.2-s1", "2", "70.50", "%", "±", "0.71", "64.15", "–", "76.85", "–"]
+    assert lines[1].split() == row
     assert lines[2].startswith("0.1") and "-10.00, p = " in lines[2]
     assert any(line.split()[:3] == ["killed", "killed", "20"] for line in lines)
     assert "broken" in out and "summary.json: " in out
@@ -368,7 +369,9 @@ def test_each_run_leads_to_its_page_where_it_has_one(tmp_path):
     (tmp_path / "runs/a run/report.html").write_text("its page")
     main(["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out/here")])
     page = (tmp_path / "out/here/compare.html").read_text()
-    (link,) = re.findall(r'<a href="([^"]*report\.html)">a run</a>', page)
+    links = re.findall(r'<a href="([^"]*report\.html)">a run</a>', page)
+    assert len(links) == 2  # beside its configuration, and in the list of all runs
+    (link,) = set(links)
     assert (tmp_path / "out/here" / unquote(link)).read_text() == "its page"
 
 

@@ -218,7 +218,7 @@ def test_validation_takes_the_place_of_tests_only_where_there_are_none():
     assert compare(untested).groups[0].mean == pytest.approx(0.75)
     mixed = compare([*untested, make_run("c", 0.3, seed=2)])
     assert (mixed.metric, mixed.groups[0].mean) == (METRICS["test/accuracy"], 0.3)
-    assert any("Finished without test/accuracy, so in no mean: a, b" in note for note in notes(mixed))
+    assert any("Finished without test/accuracy, so left out of the means: a, b" in note for note in notes(mixed))
 
 
 def test_a_baseline_is_a_group_or_one_of_its_runs():

@@ -1,16 +1,18 @@
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import ROOT
 from PIL import Image
 
 from cifar_dist.models.som import Som
 from cifar_dist.record.curves import Point
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report import image_grids, plots
+from cifar_dist.report import canvas, image_grids, plots
 from cifar_dist.report.canvas import RIGHT, TRAIN, VAL, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import class_scores, confusion_matrix, draw_confusion
 from cifar_dist.report.image_grids import Augmented, mistake_captions, mistake_places, sample_captions
@@ -284,3 +286,24 @@ def test_a_picture_that_fails_costs_a_warning_not_the_run(train, monkeypatch, ca
     assert result.status == 0
     assert result.json("summary.json")["status"] == "finished"
     assert "no pictures in" in capsys.readouterr().out
+
+
+def test_pictures_that_a_page_shows_have_no_ground_of_their_own(tmp_path):
+    """And the ink reads on a white page and on a dark one: WCAG's contrast, of large text at least 3."""
+    shown = Augmented(np.zeros((3, 32, 32, 3)), ["cat"] * 3)
+    path = image_grids.draw_augmented(shown, ["crop"], tmp_path / "augmented.png", "a title")
+    model = Som(4, 2, 3, 1.0, 0.5)
+    plots.draw_map(model.prototypes(), (0.5,) * 3, (0.25,) * 3, CLASSES, tmp_path / "map.png")
+    for picture in (path, tmp_path / "map.png"):
+        alpha = np.asarray(Image.open(picture).convert("RGBA"))[..., 3]
+        assert (alpha[0] == 0).all() and (alpha == 255).any(), picture
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    sheet = (ROOT / "cifar_dist/report/assets/style.css").read_text()
+    for surface in re.findall(r"--surface: (#\w{6})", sheet):
+        ratio = luminance(canvas.MIDTONE) / luminance(surface)
+        assert max(ratio, 1 / ratio) > 4, surface

@@ -37,6 +37,7 @@ function showCell(button) {
   const title = trueClass === predicted ? `${classes[trueClass]}, recognised` : `${classes[trueClass]}, taken for ${classes[predicted]}`;
   const some = tiles.length < count ? `the ${tiles.length} least certain of ${count}` : `${count} ${plural}`;
   makeElement("h3", {}, panel, `${title}: ${some}`);
+  makeElement("p", {class: "muted"}, panel, "Under each: the probability the model gives the predicted class, and its second guess.");
   const grid = makeElement("div", {class: "thumbs"}, panel);
   const pictures = addSprite(trueClass);
   for (const tile of tiles) addThumb(grid, trueClass, tile, pictures);
