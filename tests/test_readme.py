@@ -18,6 +18,7 @@ from cifar_dist.randomness import Purpose
 from cifar_dist.recipes import RECIPES
 
 README = (ROOT / "README.md").read_text()
+PAGES = "\n".join((ROOT / "docs" / name).read_text() for name in ("DETERMINISM.md", "TRACKING.md"))
 COMMANDS = [
     line.split("#")[0].split() for line in re.findall(r"^    (python (?:train|eval)\.py .*)$", README, re.MULTILINE)
 ]
@@ -120,7 +121,10 @@ def test_the_walkthroughs_of_contributing_fit_the_code_as_it_is():
 
 # These need a server, a network or a cluster, and have tests of their own.
 @pytest.mark.parametrize(
-    "line", re.findall(r"^    python -m cifar_dist (?!sync|prepare|doctor|submit|queue)(.*)$", README, re.MULTILINE)
+    "line",
+    re.findall(
+        r"^    python -m cifar_dist (?!sync|prepare|doctor|submit|queue)(.*)$", README + "\n" + PAGES, re.MULTILINE
+    ),
 )
 def test_every_command_of_the_package_runs(line, train, tmp_path, monkeypatch, capsys):
     example = re.search(r"my-sweep.yaml` is, for example,\n\n((?:    .*\n)+)", README)
