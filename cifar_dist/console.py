@@ -205,13 +205,13 @@ class Console:
 
         def report(done: float, total: int) -> None:
             nonlocal task
-            if task is None and (done == 0 or time.monotonic() - begun >= REFRESH_S):
-                task = bars.add_task(
-                    shortened(name, LONGEST_NAME), total=None, unit=unit, begun=begun, told=begun, numbers=None
-                )
+            now = time.monotonic()
+            if task is None and (done == 0 or now - begun >= REFRESH_S):
+                fields: dict[str, Any] = {"unit": unit, "begun": begun, "told": now, "numbers": None}
+                task = bars.add_task(shortened(name, LONGEST_NAME), total=total or None, completed=int(done), **fields)
                 bars.start()
-            if task is not None:
-                bars.update(task, completed=done, total=total or None, told=time.monotonic())
+            elif task is not None:
+                bars.update(task, completed=done, total=total or None, told=now)
 
         try:
             yield report
@@ -250,10 +250,13 @@ class Numbers(ProgressColumn):
             task.completed,
             task.total,
         )
-        if not total:
-            return Text(f"for {clock(now - begun)}", no_wrap=True)
-        left = f"left {clock((told - begun) * (total - done) / done - (now - told))}  " if done else ""
-        return Text(f"{left}{int(done):,}/{int(total):,} {task.fields['unit']}".rstrip(), no_wrap=True)
+        when = (
+            f"left {clock((told - begun) * (total - done) / done - (now - told))}"
+            if done and total
+            else f"for {clock(now - begun)}"
+        )
+        share = f"  {int(done):,}/{int(total):,} {task.fields['unit']}" if total else ""
+        return Text(f"{when}{share}".rstrip(), no_wrap=True)
 
 
 def listing() -> Table:

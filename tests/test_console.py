@@ -119,7 +119,7 @@ def test_a_bar_shows_what_is_done_and_goes_away():
     ("done", "total", "shown"),
     [
         (15_000, 60_000, "left 1:20  15,000/60,000 images"),  # 500/s: 90 s are left, of which 10 have passed since
-        (0, 60_000, "0/60,000 images"),
+        (0, 60_000, "for 0:40  0/60,000 images"),
         (0, None, "for 0:40"),
         (60_000, 60_000, "left 0:00  60,000/60,000 images"),
     ],

@@ -120,12 +120,15 @@ def test_the_walkthroughs_of_contributing_fit_the_code_as_it_is():
 
 
 # These need a server, a network or a cluster, and have tests of their own.
-@pytest.mark.parametrize(
-    "line",
-    re.findall(
-        r"^    python -m cifar_dist (?!sync|prepare|doctor|submit|queue)(.*)$", README + "\n" + PAGES, re.MULTILINE
-    ),
+ELSEWHERE = "sync|prepare|doctor|submit|queue"
+IN_BLOCKS = re.findall(rf"^    python -m cifar_dist (?!{ELSEWHERE})(.*)$", README + "\n" + PAGES, re.MULTILINE)
+IN_TABLE = re.findall(
+    rf"`python -m cifar_dist (?!{ELSEWHERE}|[A-Z]|verify`|bisect`|predict`|latency`|export`|\w+ (?:FILE|MODEL))([^`]*)`",
+    README,
 )
+
+
+@pytest.mark.parametrize("line", dict.fromkeys([*IN_BLOCKS, *IN_TABLE]))
 def test_every_command_of_the_package_runs(line, train, tmp_path, monkeypatch, capsys):
     example = re.search(r"my-sweep.yaml` is, for example,\n\n((?:    .*\n)+)", README)
     assert example

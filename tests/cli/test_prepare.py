@@ -90,7 +90,7 @@ def test_the_fingerprint_of_what_is_on_disk_is_the_sha256_of_classes_shapes_and_
 @pytest.mark.parametrize("data", ["cifar10", "synthetic"])
 def test_the_cache_is_looked_for_where_the_data_sets_put_it(data, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("cifar_dist.data.load_cached", lambda folder, _: seen.append(folder))
+    monkeypatch.setattr("cifar_dist.data.load_cached", lambda folder, *_: seen.append(folder))
     load_dataset(data, tmp_path)
     assert seen == [cache_folder(data, tmp_path)] == [tmp_path / f"cache/{data}-v{cache.VERSION}"]
 
