@@ -93,10 +93,14 @@ class OneLineParser(argparse.ArgumentParser):
                 raise UserError(f"{given['word']} and {flag(self.word_is)} both say which; leave one out")
             given[self.word_is] = given.pop("word")
         # A shell leaves the ~ of --data=~/images to us, a sweep file too.
-        return {
-            name: str(Path(v).expanduser()) if name in PATHS and str(v).startswith("~") else v
-            for name, v in given.items()
-        }
+        return {name: _at_home(v) if name in PATHS else v for name, v in given.items()}
+
+
+def _at_home(paths: Any) -> Any:
+    """Return a path, or several, with the ~ that it may begin with replaced."""
+    if isinstance(paths, tuple):
+        return tuple(_at_home(path) for path in paths)
+    return str(Path(paths).expanduser()) if str(paths).startswith("~") else paths
 
 
 def _meant(name: str, flags: Sequence[str]) -> str:

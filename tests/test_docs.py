@@ -62,7 +62,7 @@ def test_every_command_of_a_page_has_its_options(document, trains, evals):
             given = words[words.index("train.py") + 1 :]
             resolve_train_config(train_parser(given).parse(given))
         elif words[:2] == ["python", "eval.py"]:
-            assert read_options(words[2:])[0].checkpoint == "runs/first"
+            assert read_options(words[2:])[0].checkpoint == ("runs/first",)
         elif words[:3] == ["python", "-m", "cifar_dist"]:
             assert words[3] in COMMANDS
         elif words[0] == "python" and words[1].startswith("benchmarks/"):

@@ -1,25 +1,24 @@
-"""`eval.py`: evaluate a run or a weights file, print a table, write JSON."""
+"""`eval.py`: evaluate runs or weights files, print tables, write JSON, pictures and a page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cifar_dist.config import TrainConfig, option
 from cifar_dist.console import Console
-from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_json
-from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.options import OneLineParser, add_flags, check_output, with_launchers
-from cifar_dist.record.reader import read_run
+from cifar_dist.report.score_tables import checkpoint_table
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
 from cifar_dist.runtime.watch import Watch
-from cifar_dist.text import percent
-from cifar_dist.training.evaluation import evaluate
-from cifar_dist.training.weights import load_weights, weights_path
+from cifar_dist.text import listed
+from cifar_dist.training.measuring import Weights, measure
+from cifar_dist.training.weights import average_weights, load_weights, weights_path
 
 SHARED = (
     "data_dir",
@@ -35,12 +34,17 @@ SHARED = (
 class EvalOptions:
     """The options of `eval.py` that `train.py` doesn't have, or has with another default."""
 
-    checkpoint: str = option(
-        "", "a run folder, one of its checkpoints/step_*, or a weights file (default: none, required)"
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "a run folder, one of its checkpoints/step_*, or a weights file; or several, each evaluated (default: none, required)",
     )
+    average: bool = option(False, "evaluate the mean of the weights of several checkpoints of one model in their place")
     split: Literal["test", "val"] = option("test", "which images")
     data: str = option("", "cifar10, synthetic, auto or a folder (default: what the weights were trained on)")
-    output: str = option("", "where to write the JSON (default: beside the weights, eval-SPLIT.json)")
+    output: str = option(
+        "",
+        "where to write the JSON, one for all checkpoints, and beside it a page (default: each beside its weights, eval-SPLIT.json)",
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +56,7 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     """Return our own options and the given ones that are shared with `train.py`; raises `UserError`."""
     parser = OneLineParser(
         prog="eval.py",
-        description="Evaluate a run or a weights file exactly, on any number of processes.",
+        description="Evaluate runs or weights files exactly, on any number of processes.",
     )
     add_flags(parser, EvalOptions)
     add_flags(parser, TrainConfig, SHARED)
@@ -61,7 +65,17 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
     if not options.checkpoint:
         raise UserError("--checkpoint is required: a run folder, one of its checkpoints/step_*, or a weights file")
+    if "" in options.checkpoint:
+        raise UserError("--checkpoint is empty; give a value, or leave it out")
+    if options.average and len(options.checkpoint) < 2:
+        raise UserError(
+            "--average is of several weights, and --checkpoint names one; give two or more, or leave it out"
+        )
     check_output(options.output)
+    if options.output.endswith(".html"):
+        raise UserError(
+            f"--output {options.output} is for the JSON, and the page would replace it; use a name in .json"
+        )
     return options, {name: given[name] for name in SHARED if name in given}
 
 
@@ -69,43 +83,64 @@ def _evaluate(argv: Sequence[str]) -> int:
     options, shared = read_options(argv)
     # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
     join(TrainConfig(epochs=1, **shared))
-    path = collectives.on_all(lambda: weights_path(options.checkpoint))
-    model, about = collectives.on_all(lambda: load_weights(path))
-    config = choose_precision(TrainConfig(epochs=1, **{"mixed_precision": about["mixed_precision"], **shared}))
+    several = collectives.on_all(lambda: load_all(options))
+    outputs = output_paths(options, several)
+    precision = shared.get("mixed_precision") or common_precision(several)
+    config = choose_precision(TrainConfig(epochs=1, **{**shared, "mixed_precision": precision}))
     accelerator = accelerate(config)
     console = Console(speaks=accelerator.is_main_process)
-    name = options.data or about["data"]
-    dataset = collectives.on_all(lambda: load_dataset(name, Path(config.data_dir)))
-    collectives.check_equal(dataset.fingerprint, "the data")
-    if dataset.classes != tuple(about["classes"]):
-        raise UserError(
-            f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
-        )
-    splits = make_splits(dataset, replace(config, **about["split"]), accelerator.device)
-    split = splits.test if options.split == "test" else splits.val
-    if split is None:
-        raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
-    console.synthetic_note(dataset.synthetic)
-    limit = collectives.on_main(lambda: read_run(path.parent).config.get("limit_eval"))
-    if limit and "limit_eval" not in shared:
-        console.warn(
-            f"the run itself counted {limit:,} images; here all {len(split):,} count, or as many as --limit-eval says"
-        )
-    if dataset.fingerprint != about["fingerprint"]:
-        console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
-
-    normalize = Normalize(about["mean"], about["std"], accelerator.device)
     with Watch():
-        result = evaluate(model.to(accelerator.device), split, normalize, len(dataset.classes), accelerator, config.tta)
-    console.result_table(
-        dataset.classes, result.confusion, result.second, f"{about['model']}, {options.split} images of {dataset.name}"
-    )
-    shares = f"accuracy {percent(result.accuracy)}, top-2 {percent(result.top2_accuracy)}"
-    console.say(f"{shares}, loss {result.loss:.4f} on {result.num_images:,} images")
-    record: dict[str, Any] = {"weights": str(path), "about": about, "split": options.split, "dataset": dataset.name}
-    record |= {"synthetic": dataset.synthetic, "fingerprint": dataset.fingerprint}
-    record |= result.counted(dataset.classes)
-    output = Path(options.output) if options.output else path.parent / f"eval-{options.split}.json"
-    collectives.on_main(lambda: write_json(output, record))
-    console.say(f"written to {output}")
+        records = [measure(weights, options.split, options.data, config, accelerator, console) for weights in several]
+    if len(records) > 1:
+        console.rich.print(checkpoint_table(records, f"{len(records)} sets of weights, {options.split} images"))
+    for path, members in outputs.items():
+        content = [records[i] for i in members]
+        collectives.on_main(partial(write_all, path, content))
+        console.say(f"written to {path} and {path.with_suffix('.html')}")
     return FINISHED
+
+
+def load_all(options: EvalOptions) -> list[Weights]:
+    """Read the weights that `--checkpoint` names, or their mean; raises `UserError`."""
+    paths = {name: weights_path(name) for name in options.checkpoint}
+    if len(paths) < len(options.checkpoint):
+        raise UserError(f"--checkpoint {' '.join(options.checkpoint)} names one of them twice; leave one out")
+    loaded = {name: load_weights(path) for name, path in paths.items()}
+    if not options.average:
+        return [Weights(name, paths[name], None, *loaded[name]) for name in paths]
+    files = [str(path) for path in paths.values()]
+    return [Weights(f"the mean of {listed(paths)}", next(iter(paths.values())), files, *average_weights(loaded))]
+
+
+def common_precision(several: Sequence[Weights]) -> str:
+    """Return the precision that all were trained in: a process has one for all; raises `UserError` where they differ."""
+    first = several[0]
+    for other in several:
+        if other.about["mixed_precision"] != first.about["mixed_precision"]:
+            kinds = f"{first.about['mixed_precision']}, {other.name} in {other.about['mixed_precision']}"
+            raise UserError(f"{first.name} was trained in {kinds}; choose one for all with --mixed-precision")
+    precision: str = first.about["mixed_precision"]
+    return precision
+
+
+def output_paths(options: EvalOptions, several: Sequence[Weights]) -> dict[Path, list[int]]:
+    """Return the JSON files to write, each with the places of the weights it is about; raises `UserError`."""
+    if options.output:
+        return {Path(options.output): list(range(len(several)))}
+    name = f"eval-{options.split}" + "-average" * options.average
+    outputs: dict[Path, list[int]] = {}
+    for place, weights in enumerate(several):
+        path = weights.path.parent / f"{name}.json"
+        if path in outputs:
+            pair = f"{several[outputs[path][0]].name} and {weights.name}"
+            raise UserError(f"{pair} lie in one folder, and {path} can't be of both; use --output for one file for all")
+        outputs[path] = [place]
+    return outputs
+
+
+def write_all(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write the JSON, of several as a list under `evaluations`, then the pictures and the page."""
+    from cifar_dist.report.evaluation_page import write_evaluation  # matplotlib, for the one process that draws
+
+    write_json(path, records[0] if len(records) == 1 else {"evaluations": records})
+    write_evaluation(path.with_suffix(".html"), records)

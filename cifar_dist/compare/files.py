@@ -9,7 +9,7 @@ from cifar_dist.compare.configuration import FIELDS
 from cifar_dist.compare.differences import ALL, Difference
 from cifar_dist.compare.groups import Comparison, Group, value_of
 from cifar_dist.compare.runs import ComparedResult, ComparedRun
-from cifar_dist.report.intervals import LEVEL
+from cifar_dist.scores.intervals import LEVEL
 from cifar_dist.text import option_text
 from cifar_dist.tracking.segments import WandbRecord
 

@@ -11,7 +11,7 @@ from cifar_dist.compare.statistics import mean_interval
 from cifar_dist.errors import UserError, lookup, unknown
 from cifar_dist.record.metric import METRICS, Metric
 from cifar_dist.record.repeats import REPEATS, as_text, mean_of, std_of
-from cifar_dist.report.intervals import Interval, wilson_interval
+from cifar_dist.scores.intervals import Interval, wilson_interval
 
 
 @dataclass(frozen=True)

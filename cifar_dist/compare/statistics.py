@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from cifar_dist.report.intervals import LEVEL, Interval
+from cifar_dist.scores.intervals import LEVEL, Interval
 
 ALPHA = 1 - LEVEL  # what a corrected p-value must stay under to be marked
 

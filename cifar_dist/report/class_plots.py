@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.report.canvas import LETTERS_PER_INCH, NOTE, RIGHT, WRONG, new_axes, plain, save, shorten
-from cifar_dist.report.intervals import wilson_interval
+from cifar_dist.scores.intervals import wilson_interval
 
 MOST_BARS = 100
 MOST_COUNTS = 20  # classes, beyond which a matrix has no room for numbers
@@ -75,15 +75,22 @@ def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
 
 
 def draw_confusion(predictions: Predictions, classes: Sequence[str], path: Path, title: str) -> Path:
-    """Draw how many images of each true class (row) were taken for each class (column), shaded by their share of the row."""
+    """Draw the confusion matrix of `predictions`."""
+    return draw_matrix(confusion_matrix(predictions, len(classes)), classes, path, f"{title}\n{describe(predictions)}")
+
+
+def draw_matrix(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> Path:
+    """Draw how many images of each true class (row) were taken for each class (column), shaded by their share of the row.
+
+    `counts` (K, K) int64.
+    """
     num_classes = len(classes)
-    counts = confusion_matrix(predictions, num_classes)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     side = float(np.clip(0.72 * num_classes, 4.5, 9))
     named = num_classes <= MOST_NAMES
     names = [shorten(name, 14) for name in classes] if named else ["100"]
     room = 0.6 + max(map(len, names)) / LETTERS_PER_INCH
-    figure, axes = new_axes(f"{title}\n{describe(predictions)}", (side, side), room, 1.7, room)
+    figure, axes = new_axes(title, (side, side), room, 1.7, room)
     diagonal = np.eye(num_classes, dtype=bool)
     for gap, name, colour, hidden in ((0.3, "right", RIGHT, ~diagonal), (0.8, "wrong", WRONG, diagonal)):
         shades = LinearSegmentedColormap.from_list(name, ["white", colour])

@@ -1,5 +1,6 @@
 """Pages made from the templates in assets/: everything inline, every text escaped, no file or network needed to read them."""
 
+import base64
 import json
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,11 @@ def embed(data: Any) -> Markup:
     """Return `data` as JSON that is safe within a <script> element, whatever its strings hold."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def data_url(picture: Path) -> str:
+    """Return a PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
 @cache

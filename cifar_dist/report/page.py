@@ -1,6 +1,5 @@
 """`report.html`, one run on one page: results, curves, classes, the images behind every count, how to run it again."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from cifar_dist.record.reader import RunRecord, read_run
 from cifar_dist.report import gallery, provenance, results
 from cifar_dist.report.architecture import architecture
 from cifar_dist.report.drawing import draw
-from cifar_dist.report.html import ASSETS, write_page
+from cifar_dist.report.html import ASSETS, data_url, write_page
 from cifar_dist.text import percent
 
 MOST_POINTS = 400  # of a curve of training lines
@@ -59,7 +58,7 @@ def write_report(folder: Path, pixels: np.ndarray | None, published: float | Non
         "options": provenance.options(record),
         "commands": provenance.commands(record),
         "network": network(record),
-        "pictures": {text: _data_url(path) for text, path in pictures.items() if path.exists()},
+        "pictures": {text: data_url(path) for text, path in pictures.items() if path.exists()},
         **classes_and_images(record, predictions, pixels),
     }
     write_page(path, ASSETS / "report.html.j2", **page)
@@ -131,7 +130,3 @@ def _thinned(lines: list[TrainLine]) -> list[TrainLine]:
     """Return MOST_POINTS lines at most, evenly spaced, the last one among them."""
     places = np.linspace(0, len(lines) - 1, min(MOST_POINTS, len(lines))).round().astype(int)
     return [lines[place] for place in places]
-
-
-def _data_url(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -9,7 +9,7 @@ from cifar_dist.record import curves
 from cifar_dist.record.lines import EvalLine, Line, Result
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report.intervals import wilson_interval
+from cifar_dist.scores.intervals import wilson_interval
 from cifar_dist.text import clock, percent
 
 

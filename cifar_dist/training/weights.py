@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from cifar_dist.config import TrainConfig
@@ -19,8 +20,18 @@ from cifar_dist.models import build_model
 from cifar_dist.record.digest import digest
 from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.record.reader import runs_in
-from cifar_dist.text import count
+from cifar_dist.text import count, shortened
 
+ONE_AND_ALL = (
+    "model",
+    "model_options",
+    "classes",
+    "mean",
+    "std",
+    "mixed_precision",
+    "fingerprint",
+    "split",
+)  # of an average
 KEY = "cifar_dist"  # one metadata entry: safetensors writes several in no fixed order
 
 
@@ -110,3 +121,30 @@ def weights_path(checkpoint: str | PathLike[str]) -> Path:
             f"{checkpoint} does not exist; give a run folder, one of its checkpoints/step_*, or a weights file"
         )
     return path
+
+
+def average_weights(several: Mapping[str, tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model whose weights are the mean of these, by name, and what the first says of itself; changes the first.
+
+    Batch norm's running statistics are averaged like everything else. Raises `UserError` where models differ in anything that
+    makes their weights, or their images, mean something else.
+    """
+    (first, (model, about)), *others = several.items()
+    for name, (_, other) in others:
+        for what in ONE_AND_ALL:
+            if about[what] != other[what]:
+                values = f" ({shortened(str(about[what]))} and {shortened(str(other[what]))})"
+                raise UserError(f"--average: {first} and {name} differ in their {what}{values}; leave --average out")
+    states = [other.state_dict() for other, _ in several.values()]
+    mean = {}
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            mean[name] = torch.stack([state[name].double() for state in states]).mean(dim=0).to(tensor.dtype)
+        elif name.endswith("num_batches_tracked") or all(torch.equal(tensor, state[name]) for state in states):
+            mean[name] = tensor
+        else:
+            raise UserError(
+                f"--average: {about['model']} keeps counts ({name}), which have no mean; leave --average out"
+            )
+    model.load_state_dict(mean)
+    return model, about

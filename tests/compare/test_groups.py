@@ -24,7 +24,7 @@ from cifar_dist.models import MODELS, build_model, forward_macs
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.metric import METRICS
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report.intervals import wilson_interval
+from cifar_dist.scores.intervals import wilson_interval
 
 
 def make_run(
