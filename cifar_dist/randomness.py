@@ -34,6 +34,12 @@ class Purpose(IntEnum):
     SHIFT_ROW = 20
     SHIFT_COLUMN = 21
     FIRST_FLIP = 22
+    GAUSSIAN_NOISE = 23
+    SHOT_NOISE = 24
+    IMPULSE_NOISE = 25
+    SPECKLE_NOISE = 26
+    MOTION_ANGLE = 27
+    FOG = 28
 
 
 def random_bits(seed: int, purpose: Purpose, positions: Tensor) -> Tensor:

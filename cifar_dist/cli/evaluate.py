@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cifar_dist.config import TrainConfig, option
 from cifar_dist.console import Console
+from cifar_dist.corruptions.sets import check_corruptions
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_json
@@ -41,6 +42,10 @@ class EvalOptions:
     average: bool = option(False, "evaluate the mean of the weights of several checkpoints of one model in their place")
     split: Literal["test", "val"] = option("test", "which images")
     data: str = option("", "cifar10, synthetic, auto or a folder (default: what the weights were trained on)")
+    corruptions: tuple[str, ...] = option(
+        (),
+        "also look at corrupted images: all, or names such as fog jpeg_compression; or a folder with CIFAR-10-C or CIFAR-10.1",
+    )
     output: str = option(
         "",
         "where to write the JSON, one for all checkpoints, and beside it a page (default: each beside its weights, eval-SPLIT.json)",
@@ -71,6 +76,7 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
         raise UserError(
             "--average is of several weights, and --checkpoint names one; give two or more, or leave it out"
         )
+    check_corruptions(options.corruptions, options.split)
     check_output(options.output)
     if options.output.endswith(".html"):
         raise UserError(
@@ -90,7 +96,10 @@ def _evaluate(argv: Sequence[str]) -> int:
     accelerator = accelerate(config)
     console = Console(speaks=accelerator.is_main_process)
     with Watch():
-        records = [measure(weights, options.split, options.data, config, accelerator, console) for weights in several]
+        records = [
+            measure(weights, options.split, options.data, options.corruptions, config, accelerator, console)
+            for weights in several
+        ]
     if len(records) > 1:
         console.rich.print(checkpoint_table(records, f"{len(records)} sets of weights, {options.split} images"))
     for path, members in outputs.items():

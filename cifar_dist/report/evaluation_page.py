@@ -20,7 +20,9 @@ PICTURES = {
 def write_evaluation(path: Path, records: Sequence[Record]) -> None:
     """Write the page and, into folders beside it, the pictures of each record."""
     parts = [_part(record, folder) for record, folder in zip(records, picture_folders(path, len(records)), strict=True)]
-    write_page(path, ASSETS / "evaluation.html.j2", records=records, parts=parts, charts=[], between=between)
+    write_page(
+        path, ASSETS / "evaluation.html.j2", records=records, parts=parts, charts=charts(records), between=between
+    )
 
 
 def picture_folders(page: Path, number: int) -> list[Path]:
@@ -36,9 +38,34 @@ def _part(record: Record, folder: Path) -> dict[str, Any]:
         "record": record,
         "tiles": tiles(record),
         "classes": classes,
+        "corruptions": by_corruption(record),
         "matrix": record["confusion_matrix"],
         "pictures": {text: data_url(drawn[name]) for name, text in PICTURES.items()},
     }
+
+
+def charts(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return the curves of accuracy over severity as `lineChart` of charts.js takes them, one chart a record that has any."""
+    found = []
+    for record in records:
+        series = [
+            {"name": name, "points": [[row["severity"], row["accuracy"]] for row in rows]}
+            for name, rows in by_corruption(record).items()
+            if len(rows) > 1
+        ]
+        if series:
+            clean = {"y": record["accuracy"], "label": f"as they are, {percent(record['accuracy'])}"}
+            look = {"format": "percent", "xLabel": "severity", "yLabel": "accuracy", "hlines": [clean]}
+            found.append({"name": record["name"], "series": series, **look})
+    return found
+
+
+def by_corruption(record: Record) -> dict[str, list[Record]]:
+    """Return the rows of each corruption, in the order of severity; empty without any."""
+    found: dict[str, list[Record]] = {}
+    for row in (record["corruptions"] or {}).get("sets", ()):
+        found.setdefault(row["name"], []).append(row)
+    return found
 
 
 def title_of(record: Record) -> str:

@@ -1,5 +1,6 @@
 """One set of weights, measured on a split as `eval.py` does it: counts, scores, and a temperature from the validation split."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from cifar_dist.runtime import collectives
 from cifar_dist.scores.summary import Logits, score
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
+from cifar_dist.training.robustness import Robustness
 
 
 class Weights(NamedTuple):
@@ -31,11 +33,18 @@ class Weights(NamedTuple):
 
 
 def measure(
-    weights: Weights, split_name: str, data: str, config: TrainConfig, accelerator: Accelerator, console: Console
+    weights: Weights,
+    split_name: str,
+    data: str,
+    corruptions: Sequence[str],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    console: Console,
 ) -> dict[str, Any]:
     """Evaluate one set of weights, print what was found, and return its record; raises `UserError`. Collective.
 
-    `split_name`: test or val; `data`: as of `load_dataset`, empty for what the weights were trained on.
+    `split_name`: test or val; `data`: as of `load_dataset`, empty for what the weights were trained on;
+    `corruptions`: as of `--corruptions`, empty for none.
     """
     path, about = weights.path, weights.about
     dataset = collectives.on_all(lambda: load_dataset(data or about["data"], Path(config.data_dir)))
@@ -60,6 +69,9 @@ def measure(
     if note:
         console.say(f"{weights.name}: {note}")
 
+    robustness = None
+    if corruptions:
+        robustness = Robustness(corruptions, split, dataset.classes, config.limit_eval, accelerator.device)
     normalize = Normalize(about["mean"], about["std"], accelerator.device)
     model = weights.model.to(accelerator.device)
 
@@ -68,7 +80,6 @@ def measure(
 
     result = look_at(split)
     validation = logits_of(look_at(splits.val)) if splits.val and split_name == "test" else None
-    model.to("cpu")  # a GPU needn't hold all of them
     record: dict[str, Any] = {"name": weights.name, "weights": str(path), "averaged": weights.averaged, "note": note}
     record |= {"about": about, "split": split_name, "dataset": dataset.name, "synthetic": dataset.synthetic}
     record |= {"fingerprint": dataset.fingerprint, "tta": config.tta}
@@ -80,6 +91,8 @@ def measure(
     console.say(calibration_line(record))
     if validation is None:
         console.say(no_temperature(split_name))
+    record["corruptions"] = robustness and robustness.measure(look_at, result.accuracy, console)
+    model.to("cpu")  # a GPU needn't hold all of them
     return record
 
 

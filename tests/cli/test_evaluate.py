@@ -8,11 +8,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.runs import copy_tree
+from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_f1_score
 
 from cifar_dist.cli import evaluate
+from cifar_dist.corruptions import corrupt
+from cifar_dist.corruptions.sets import CLASSES
+from cifar_dist.data import load_dataset
 from cifar_dist.training.weights import load_weights, pack_weights
 
 
@@ -152,3 +156,70 @@ def test_names_of_classes_stay_text_on_the_page(folders, train, run_eval, tmp_pa
     assert run_eval("--checkpoint", run.folder) == 0
     page = (run.folder / "eval-test.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;" in page
+
+
+def test_corrupted_images_are_evaluated_as_the_same_images_in_a_split_would_be(train, run_eval, data_dir, capsys):
+    run = train("--lr", "0.005")
+    capsys.readouterr()
+    assert run_eval("--checkpoint", run.folder, "--corruptions", "contrast", "impulse_noise") == 0
+    record, said = run.json("eval-test.json"), capsys.readouterr().out
+    found = record["corruptions"]
+    names = [(row["name"], row["severity"]) for row in found["sets"]]
+    assert names == [(name, severity) for name in ("contrast", "impulse_noise") for severity in range(1, 6)]
+
+    model, about = load_weights(run.folder / "model.safetensors")
+    dataset = load_dataset(about["data"], data_dir)
+    images, targets = dataset.test.gather(torch.arange(100))
+    for row in found["sets"]:
+        pixels = corrupt(row["name"], row["severity"], images, torch.arange(100))
+        shift, scale = (torch.tensor(about[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        with torch.no_grad():
+            right = model((pixels / 255 - shift) / scale).argmax(dim=1) == targets
+        assert (row["num_correct"], row["num_images"]) == (right.sum(), 100)
+        by_class = [right[targets == c].double().mean().item() for c in range(4)]
+        assert list(row["per_class_accuracy"].values()) == pytest.approx(by_class)
+    mean = np.mean([row["accuracy"] for row in found["sets"]])
+    assert found["mean_accuracy"] == pytest.approx(mean)
+    assert f"mean corruption accuracy {100 * mean:.2f} %" in said
+    page = (run.folder / "eval-test.html").read_text()
+    (chart,) = json.loads(page.split('id="charts">')[1].split("</script>")[0])
+    assert [one["name"] for one in chart["series"]] == ["contrast", "impulse_noise"]
+    assert chart["series"][0]["points"] == [[row["severity"], row["accuracy"]] for row in found["sets"][:5]]
+
+
+def test_published_files_are_evaluated_in_their_own_format(train, run_eval, tmp_path, capsys):
+    data = tmp_path / "ten"
+    for part, number in (("train", 12), ("test", 4)):
+        for c, name in enumerate(CLASSES):
+            (data / part / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = np.full((32, 32, 3), 20 * c + 5 * i, np.uint8)
+                Image.fromarray(pixels).save(data / part / name / f"{i}.png")
+    run = train("--data", str(data), "--lr", "0.005")
+    files = tmp_path / "CIFAR-10-C"
+    files.mkdir()
+    images = np.stack([np.full((32, 32, 3), 20 * c + 1, np.uint8) for c in range(10)])
+    np.save(files / "fog.npy", np.concatenate([images] * 4 + [images[::-1]]))
+    np.save(files / "labels.npy", np.tile(np.arange(10), 5).astype(np.uint8))
+    assert run_eval("--checkpoint", run.folder, "--corruptions", files) == 0
+    sets = run.json("eval-test.json")["corruptions"]["sets"]
+    assert [row["severity"] for row in sets] == [1, 2, 3, 4, 5]
+    assert len({row["num_correct"] for row in sets[:4]}) == 1  # the same images
+    model, about = load_weights(run.folder / "model.safetensors")
+    values = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(about["mean"]).view(1, 3, 1, 1)) / (
+        torch.tensor(about["std"]).view(1, 3, 1, 1)
+    )
+    with torch.no_grad():
+        guesses = model(values).argmax(dim=1)
+    assert sets[0]["num_correct"] == (guesses == torch.arange(10)).sum()
+    assert sets[4]["num_correct"] == (guesses.flip(0) == torch.arange(10)).sum()
+    for name in ("labels", "data"):
+        (files / "labels.npy").unlink(missing_ok=True)
+        np.save(files / f"cifar10.1_v6_{name}.npy", images if name == "data" else np.arange(10, dtype=np.int32))
+    assert run_eval("--checkpoint", run.folder, "--corruptions", files) == 0
+    (only,) = run.json("eval-test.json")["corruptions"]["sets"]
+    assert (only["name"], only["severity"], only["num_correct"]) == ("cifar10.1_v6", None, sets[0]["num_correct"])
+    other = train("--steps", "1", name="other")  # of four classes
+    capsys.readouterr()
+    assert run_eval("--checkpoint", other.folder, "--corruptions", files) == 2
+    assert "are those of CIFAR-10, and these weights know bird cat dog ship" in capsys.readouterr().err

@@ -190,11 +190,16 @@ def test_evaluating_the_same_weights_gives_the_same_integers_and_loss_on_any_wor
             str(output),
             "--threads",
             "1",
+            "--corruptions",
+            "gaussian_noise",
+            "motion_blur",
         ]
         torchrun(world_size, ["tests/helpers/eval_in_small_blocks.py", *options])
         records.append(json.loads(output.read_text()))
     assert records[0] == records[1] == records[2]
     assert records[0]["num_images"] == 100
+    assert sum(records[0]["calibration"]["bin_images"]) == 100
+    assert len(records[0]["corruptions"]["sets"]) == 10
 
 
 @pytest.mark.slow
