@@ -13,12 +13,14 @@ from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED, guarded
 from cifar_dist.files import write_json
 from cifar_dist.options import OneLineParser, add_flags, check_output, with_launchers
+from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.report.score_tables import checkpoint_table
 from cifar_dist.runtime import collectives
 from cifar_dist.runtime.accelerator import accelerate, choose_precision, join
 from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import listed
-from cifar_dist.training.measuring import Weights, measure
+from cifar_dist.training.measuring import Weights, choose, measure
+from cifar_dist.training.robustness import check_can_be_had
 from cifar_dist.training.weights import average_weights, load_weights, weights_path
 
 SHARED = (
@@ -78,9 +80,9 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
         )
     check_corruptions(options.corruptions, options.split)
     check_output(options.output)
-    if options.output.endswith(".html"):
+    if options.output and page_of(Path(options.output)).name in (Path(options.output).name, PAGE_FILE):
         raise UserError(
-            f"--output {options.output} is for the JSON, and the page would replace it; use a name in .json"
+            f"--output {options.output} would have a page replaced that lies beside it; use another name in .json"
         )
     return options, {name: given[name] for name in SHARED if name in given}
 
@@ -95,17 +97,18 @@ def _evaluate(argv: Sequence[str]) -> int:
     config = choose_precision(TrainConfig(epochs=1, **{**shared, "mixed_precision": precision}))
     accelerator = accelerate(config)
     console = Console(speaks=accelerator.is_main_process)
+    images = [choose(one, options.split, options.data, config, accelerator.device, console) for one in several]
+    for chosen in images:
+        check_can_be_had(options.corruptions, chosen.dataset.classes)
     with Watch():
-        records = [
-            measure(weights, options.split, options.data, options.corruptions, config, accelerator, console)
-            for weights in several
-        ]
+        pairs = zip(several, images, strict=True)
+        records = [measure(*pair, options.corruptions, config, accelerator, console) for pair in pairs]
     if len(records) > 1:
         console.rich.print(checkpoint_table(records, f"{len(records)} sets of weights, {options.split} images"))
     for path, members in outputs.items():
         content = [records[i] for i in members]
         collectives.on_main(partial(write_all, path, content))
-        console.say(f"written to {path} and {path.with_suffix('.html')}")
+        console.say(f"written to {path} and {page_of(path)}")
     return FINISHED
 
 
@@ -147,9 +150,14 @@ def output_paths(options: EvalOptions, several: Sequence[Weights]) -> dict[Path,
     return outputs
 
 
+def page_of(output: Path) -> Path:
+    """Return where the page about a JSON file is written."""
+    return output.with_suffix(".html")
+
+
 def write_all(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write the JSON, of several as a list under `evaluations`, then the pictures and the page."""
     from cifar_dist.report.evaluation_page import write_evaluation  # matplotlib, for the one process that draws
 
     write_json(path, records[0] if len(records) == 1 else {"evaluations": records})
-    write_evaluation(path.with_suffix(".html"), records)
+    write_evaluation(page_of(path), records)

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
-from cifar_dist.data import Split, load_dataset, make_splits
+from cifar_dist.data import Dataset, Split, load_dataset, make_splits
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.record.reader import read_run
@@ -19,7 +20,7 @@ from cifar_dist.runtime import collectives
 from cifar_dist.scores.summary import Logits, score
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
-from cifar_dist.training.robustness import Robustness
+from cifar_dist.training.robustness import measure_corruptions
 
 
 class Weights(NamedTuple):
@@ -32,19 +33,72 @@ class Weights(NamedTuple):
     about: dict[str, Any]  # what the file says of itself
 
 
+class Images(NamedTuple):
+    """What weights are evaluated on."""
+
+    dataset: Dataset
+    split_name: str  # test or val
+    split: Split
+    validation: Split | None  # where a temperature is fitted: not on the split itself
+
+
 def measure(
     weights: Weights,
-    split_name: str,
-    data: str,
+    images: Images,
     corruptions: Sequence[str],
     config: TrainConfig,
     accelerator: Accelerator,
     console: Console,
 ) -> dict[str, Any]:
-    """Evaluate one set of weights, print what was found, and return its record; raises `UserError`. Collective.
+    """Evaluate one set of weights, print what was found, and return its record. Collective.
 
-    `split_name`: test or val; `data`: as of `load_dataset`, empty for what the weights were trained on;
     `corruptions`: as of `--corruptions`, empty for none.
+    """
+    about, (dataset, split_name, split, held_out) = weights.about, images
+    note = "" if not weights.averaged else averaging_note(weights.model)
+    if note:
+        console.say(f"{weights.name}: {note}")
+
+    normalize = Normalize(about["mean"], about["std"], accelerator.device)
+    model = weights.model.to(accelerator.device)
+
+    def look_at(some: Split) -> EvalResult:
+        return evaluate(model, some, normalize, len(dataset.classes), accelerator, config.tta)
+
+    result = look_at(split)
+    validation = logits_of(look_at(held_out)) if held_out else None
+    record: dict[str, Any] = {
+        "name": weights.name,
+        "weights": str(weights.path),
+        "averaged": weights.averaged,
+        "note": note,
+    }
+    record |= {"about": about, "split": split_name, "dataset": dataset.name, "synthetic": dataset.synthetic}
+    record |= {"fingerprint": dataset.fingerprint, "tta": config.tta}
+    record |= result.counted(dataset.classes)
+    record |= score(result.confusion.numpy(), logits_of(result), validation, dataset.classes)
+    title = f"{about['model']}, {split_name} images of {dataset.name}"
+    console.rich.print(class_table(record, title))
+    console.say(f"{top_line(record)} on {result.num_images:,} images")
+    console.say(calibration_line(record))
+    if validation is None:
+        console.say(no_temperature(split_name))
+    record["corruptions"] = None
+    if corruptions:
+        where = (config.limit_eval, accelerator.device)
+        record["corruptions"] = measure_corruptions(
+            corruptions, split, dataset.classes, *where, look_at, result.accuracy, console
+        )
+    model.to("cpu")  # a GPU needn't hold all of them
+    return record
+
+
+def choose(
+    weights: Weights, split_name: str, data: str, config: TrainConfig, device: torch.device, console: Console
+) -> Images:
+    """Return the images that weights are to be evaluated on, and say what is unusual; raises `UserError`. Collective.
+
+    `split_name`: test or val; `data`: as of `load_dataset`, empty for what the weights were trained on.
     """
     path, about = weights.path, weights.about
     dataset = collectives.on_all(lambda: load_dataset(data or about["data"], Path(config.data_dir)))
@@ -53,7 +107,7 @@ def measure(
         raise UserError(
             f"{path} knows the classes {' '.join(about['classes'])}, {dataset.name} has {' '.join(dataset.classes)}; use other --data"
         )
-    splits = make_splits(dataset, replace(config, **about["split"]), accelerator.device)
+    splits = make_splits(dataset, replace(config, **about["split"]), device)
     split = splits.test if split_name == "test" else splits.val
     if split is None:
         raise UserError(f"{path} was trained on all training images, so there is no validation split; use --split test")
@@ -65,35 +119,7 @@ def measure(
         )
     if dataset.fingerprint != about["fingerprint"]:
         console.warn(f"{dataset.name} is not the data these weights were trained on ({about['dataset']})")
-    note = "" if not weights.averaged else averaging_note(weights.model)
-    if note:
-        console.say(f"{weights.name}: {note}")
-
-    robustness = None
-    if corruptions:
-        robustness = Robustness(corruptions, split, dataset.classes, config.limit_eval, accelerator.device)
-    normalize = Normalize(about["mean"], about["std"], accelerator.device)
-    model = weights.model.to(accelerator.device)
-
-    def look_at(images: Split) -> EvalResult:
-        return evaluate(model, images, normalize, len(dataset.classes), accelerator, config.tta)
-
-    result = look_at(split)
-    validation = logits_of(look_at(splits.val)) if splits.val and split_name == "test" else None
-    record: dict[str, Any] = {"name": weights.name, "weights": str(path), "averaged": weights.averaged, "note": note}
-    record |= {"about": about, "split": split_name, "dataset": dataset.name, "synthetic": dataset.synthetic}
-    record |= {"fingerprint": dataset.fingerprint, "tta": config.tta}
-    record |= result.counted(dataset.classes)
-    record |= score(result.confusion.numpy(), logits_of(result), validation, dataset.classes)
-    title = f"{about['model']}, {split_name} images of {dataset.name}"
-    console.rich.print(class_table(record, title))
-    console.say(f"{top_line(record)} on {result.num_images:,} images")
-    console.say(calibration_line(record))
-    if validation is None:
-        console.say(no_temperature(split_name))
-    record["corruptions"] = robustness and robustness.measure(look_at, result.accuracy, console)
-    model.to("cpu")  # a GPU needn't hold all of them
-    return record
+    return Images(dataset, split_name, split, splits.val if split_name == "test" else None)
 
 
 def averaging_note(model: nn.Module) -> str:
