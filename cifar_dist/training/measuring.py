@@ -63,7 +63,8 @@ def measure(
     model = weights.model.to(accelerator.device)
 
     def look_at(some: Split) -> EvalResult:
-        return evaluate(model, some, normalize, len(dataset.classes), accelerator, config.tta)
+        with console.bar(split_name if some is split else "val", "images") as report:
+            return evaluate(model, some, normalize, len(dataset.classes), accelerator, config.tta, report)
 
     result = look_at(split)
     validation = logits_of(look_at(held_out)) if held_out else None
