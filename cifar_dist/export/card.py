@@ -12,8 +12,8 @@ from cifar_dist.export.graph import INPUT_IS
 from cifar_dist.export.write import Exported
 from cifar_dist.record.lines import Result
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.scores.intervals import wilson_interval
 from cifar_dist.report.provenance import commands
+from cifar_dist.scores.intervals import wilson_interval
 from cifar_dist.text import count, percent, printable, size
 
 CARD_FILE = "README.md"

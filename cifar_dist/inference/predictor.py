@@ -102,12 +102,16 @@ def find_temperature(weights: Path, about: Mapping[str, Any]) -> tuple[float | N
             record = read_json(path)
         except (OSError, ValueError):
             continue
-        if not isinstance(record, dict) or "temperature" not in record:
+        fitted = record.get("temperature") if isinstance(record, dict) else None
+        if fitted is None:
             continue
+        value = fitted.get("value") if isinstance(fitted, dict) else None
         if record.get("about") != about:
             problem = f"{path} is about other weights; evaluate these with eval.py"
-        elif is_temperature(record["temperature"]):
-            return float(record["temperature"]), f"calibrated by temperature {record['temperature']:.4g} of {path}"
+        elif record.get("tta"):
+            problem = f"the temperature of {path} is that of --tta"
+        elif is_temperature(value):
+            return float(value), f"calibrated by temperature {value:.4g} of {path}"
         else:
             problem = f"the temperature of {path} is not a number greater than 0"
     return None, f"not calibrated: {problem}"

@@ -139,7 +139,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(train, run_eval, tmp_p
         (["--checkpoint", a.folder, folds.folder, "--average"], "differ in their split"),
         (["--checkpoint", *som, "--average"], "som keeps counts (wins)"),
         (["--checkpoint", a.folder, bf16.folder], "choose one for all with --mixed-precision"),
-        (["--checkpoint", a.folder, "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--checkpoint", a.folder, "nowhere"], "nowhere does not exist"),
         (["--checkpoint", a.folder, "--output", tmp_path / "x.html"], "use another name in .json"),
         (["--checkpoint", a.folder, "--output", a.folder / "report.json"], "would have a page replaced"),
     ]:

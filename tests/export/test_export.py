@@ -266,7 +266,7 @@ def test_a_push_that_fails_is_a_line_and_the_files_stay(run, capsys, monkeypatch
     ("words", "message"),
     [
         ([], "which model? Give a run folder, one of its checkpoints/step_*, or a weights file"),
-        (["nowhere"], "--checkpoint nowhere does not exist"),
+        (["nowhere"], "nowhere does not exist"),
         (["RUN", "--format", "onxx"], "unknown format 'onxx'. Did you mean 'onnx'?"),
         (["RUN", "--format", "pth", "pth"], "--format pth pth names one twice; once is enough"),
         (["RUN", "--push", "lenet"], "--push 'lenet' is not USER/NAME"),
