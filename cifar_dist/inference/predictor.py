@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -117,5 +117,5 @@ def find_temperature(weights: Path, about: Mapping[str, Any]) -> tuple[float | N
     return None, f"not calibrated: {problem}"
 
 
-def is_temperature(value: object) -> bool:
+def is_temperature(value: object) -> TypeGuard[int | float]:
     return type(value) in (int, float) and 0 < value < math.inf  # type: ignore[operator] # a number by now

@@ -159,6 +159,7 @@ def init(record: RunRecord, link: Link, mode: Literal["online", "offline"]) -> A
         finish_timeout_raises=True,
         x_stats_pid=os.getppid(),
         x_file_stream_retry_wait_max_seconds=10,
+        stop_fn=lambda: stop_training(link),
     )
     run = wandb.init(
         entity=entity[0] if entity else None,
@@ -177,6 +178,15 @@ def init(record: RunRecord, link: Link, mode: Literal["online", "offline"]) -> A
     run.define_metric("global_step", hidden=True)
     run.define_metric("*", step_metric="global_step")
     return run
+
+
+def stop_training(link: Link) -> None:
+    """Do what the stop button asks for: training saves a checkpoint, and all its ranks end. Called from another thread."""
+    if trainer_is_gone(0.0):
+        return
+    link.stop_asked = True
+    write_link(HERE, link)
+    os.kill(os.getppid(), signal.SIGUSR2)
 
 
 def finish(run: Any, record: RunRecord, *, has_final_row: bool) -> None:

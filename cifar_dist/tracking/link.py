@@ -35,6 +35,7 @@ class Link:
     path: str = ""  # entity/project/id
     directories: list[str] = field(default_factory=list)  # wandb's own, oldest first; each is one segment of the run
     complete: bool = False  # the server has all of the record
+    stop_asked: bool = False  # by its stop button, of this start
 
 
 def read_link(folder: Path) -> Link | None:
@@ -55,7 +56,7 @@ def open_link(folder: Path) -> Link:
     """Return the run's link, with a new id if it has none. One that goes on keeps its id, and so stays one run."""
     agents = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     link = read_link(folder) or Link(agents or _new_id())
-    link.mode, link.note, link.complete = "", "", False
+    link.mode, link.note, link.complete, link.stop_asked = "", "", False, False
     write_link(folder, link)
     return link
 

@@ -73,6 +73,11 @@ class Tracker:
             self.told = True
             self.console.say(f"Weights & Biases: {link.url}")
 
+    def stop_was_asked(self) -> bool:
+        """Whether somebody has pressed the stop button there."""
+        link = read_link(self.folder) if self.process else None
+        return bool(link and link.stop_asked)
+
     def finish(self, timeout_s: float, impatient: Callable[[], bool] = lambda: False) -> None:
         """Let it send what is left, for at most `timeout_s` or until somebody is `impatient`, and say what became of it."""
         if not self.process:

@@ -80,6 +80,8 @@ def train_and_test(
         if stopped:
             summarise(run, status="interrupted", signal=stopped.name)
             cause = f"--max-time {config.max_time}" if stopped == Signals.SIGALRM else stopped.name
+            if stopped == Signals.SIGUSR2 and views and views.tracker.stop_was_asked():
+                cause = "the stop button of Weights & Biases"
             console.warn(
                 f"interrupted by {cause} after step {run.trainer.state.progress.step}, which is saved; "
                 f"{'' if under_launcher() else 'python '}train.py --resume {start.path} goes on from there"

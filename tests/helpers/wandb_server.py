@@ -20,7 +20,7 @@ KEY = "0123456789" * 4
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP around a `Store`: the client's requests, and two of the tests' (GET /runs, POST /outage)."""
+    """HTTP around a `Store`: the client's requests, and two of the tests' (GET /runs, POST /outage, POST /stop)."""
 
     protocol_version = "HTTP/1.1"
     store: Store
@@ -54,6 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         """Return the status, 0 for none at all, and the content of the reply."""
         if self.path == "/runs":
             return 200, {name: run.view() for name, run in self.store.runs.items()}
+        if self.path == "/stop":
+            self.store.stopped = True
+            return 200, {}
         if self.path == "/outage":
             self.store.outage = body.decode()
             self.store.record("outage", how=body.decode())
@@ -73,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         sent = json.loads(body)
         if self.path.endswith("/file_stream"):
             self.store.file_stream(self.path.split("/")[-2], sent)
-            return 200, {}
+            return 200, {"stopped": True} if self.store.stopped else {}
         return 200, {"data": self.store.execute(sent["query"], sent.get("variables") or {})}
 
 
@@ -106,6 +109,10 @@ class Server:
     def outage(self, how: str = "503") -> None:
         """Fail from now on: "503" says so, "close" closes connections unheard, "lost" does what is asked but never replies."""
         self._ask("/outage", how)
+
+    def stop(self) -> None:
+        """Press every run's stop button."""
+        self._ask("/stop", "")
 
     def heal(self) -> None:
         self._ask("/outage", "")

@@ -75,7 +75,7 @@ class Store:
     """All runs and artifacts; a method for each GraphQL operation of the client (`UpsertBucket` is `upsert_bucket`)."""
 
     def __init__(self, log: Path) -> None:
-        self.log, self.url, self.outage = log, "", ""
+        self.log, self.url, self.outage, self.stopped = log, "", "", False
         self.runs: dict[str, Run] = {}
         self.artifacts: list[Json] = []
 

@@ -385,3 +385,17 @@ def test_a_key_for_a_server_of_ones_own_is_found(tmp_path, monkeypatch):
     (tmp_path / "config").mkdir()
     (tmp_path / "config/settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
     assert has_key()
+
+
+@pytest.mark.slow
+def test_the_stop_button_saves_a_checkpoint_and_ends_the_run(train, server: Server, monkeypatch, capsys):
+    """The client asks for it about every 15 seconds; a run that nobody stops would take much longer."""
+    server.stop()
+    monkeypatch.setattr(views, "WAIT_FOR_WANDB_S", {"finished": 60.0, "interrupted": 60.0, "failed": 60.0})
+    run = train("--wandb", "online", "--epochs", "100000", "--eval-every", "100000", "--log-every", "7")
+    assert run.status == 75
+    out = capsys.readouterr().out
+    assert "interrupted by the stop button of Weights & Biases after step" in out
+    summary = run.json("summary.json")
+    assert summary["status"] == "interrupted"
+    assert (run.folder / "checkpoints" / f"step_{summary['step']:08d}").is_dir()
