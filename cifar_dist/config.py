@@ -247,6 +247,7 @@ class TrainConfig:
         None, "group of the run (default: a name for its configuration, which its other seeds share)", may_change=True
     )
     wandb_tags: tuple[str, ...] = option((), "tags of the run; none for none", may_change=True)
+    tensorboard: bool = option(False, "write event files for TensorBoard too, into the run folder", may_change=True)
     wandb_weights: bool = option(False, "upload the best weights as an artifact", may_change=True)
 
     def __post_init__(self) -> None:
@@ -364,7 +365,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "evaluation": ("eval_every", "tta", "test"),
     "record": (
         *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "max_time"),
-        *("wandb", "wandb_group", "wandb_tags", "wandb_weights"),
+        *("wandb", "wandb_group", "wandb_tags", "wandb_weights", "tensorboard"),
     ),
 }
 

@@ -6,6 +6,7 @@ from cifar_dist.inputs.augment import check_augmentations
 from cifar_dist.inputs.plan import check_batch
 from cifar_dist.models import check_image_size, check_model
 from cifar_dist.runtime import launch
+from cifar_dist.tracking.tensorboard import check_tensorboard
 from cifar_dist.training.resume import resume_source
 
 
@@ -15,6 +16,8 @@ def check_early(config: TrainConfig) -> None:
     check_model(config.model, config.model_options)
     if config.early_size:
         check_image_size(config.model, config.model_options, config.early_size)
+    if config.tensorboard:
+        check_tensorboard()
     check_batch(config, launch.env_int("WORLD_SIZE", 1))
     if launch.one_machine():  # others may not see the same files; then all ranks agree on what is wrong, later
         check_data_name(config.data)

@@ -65,6 +65,7 @@ NOT_COPIED = (
     PAGE_FILE,
     WANDB_LOG,
     PLOTS,
+    "tensorboard",
     predictions_file("*"),
 )  # another run makes its own
 

@@ -16,6 +16,7 @@ from cifar_dist.report.provenance import published_accuracy
 from cifar_dist.text import reason
 from cifar_dist.tracking.link import Mode
 from cifar_dist.tracking.process import Tracker
+from cifar_dist.tracking.tensorboard import TensorBoard
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.recording import Run
 
@@ -30,12 +31,17 @@ class Views:
     def __init__(self, run: Run, mode: Mode) -> None:
         self.run = run
         self.tracker = Tracker(run.folder.path, mode, run.console)
+        self.board: TensorBoard | None = None
+        if run.trainer.config.tensorboard:
+            self._try("TensorBoard", self._open_board)
         self._pixels: Mapping[str, np.ndarray] = {}
 
     def refresh(self) -> None:
         """Bring the page up to date."""
         self._try("page", self._write_page)
         self._try("Weights & Biases", self.tracker.tell)
+        if self.board:
+            self._try("TensorBoard", self.board.refresh)
 
     def end(self, status: str) -> None:
         """Draw the pictures, bring the page up to date, and let Weights & Biases have the rest."""
@@ -46,6 +52,11 @@ class Views:
         signals, before = self.run.signals, self.run.signals.hurried
         wait_s = WAIT_FOR_WANDB_S[status]
         self._try("Weights & Biases", lambda: self.tracker.finish(wait_s, lambda: signals.hurried > before))
+        if self.board:
+            self._try("TensorBoard", self.board.close)
+
+    def _open_board(self) -> None:
+        self.board = TensorBoard(self.run.folder.path)
 
     def _write_page(self) -> None:
         from cifar_dist.report.page import write_report  # slow to import, and not needed to start
