@@ -67,7 +67,7 @@ class TrainConfig:
 
     data: str = option(
         "cifar10",
-        "cifar10, synthetic, auto (cifar10 if it can be had, else synthetic), or a folder of train/CLASS/* and test/CLASS/*",
+        "cifar10, cifar100, synthetic, auto (cifar10 if it can be had, else synthetic), or a folder of train/CLASS/* and test/CLASS/*",
     )
     data_dir: str = option(default_data_dir(), "where downloads and decoded caches are kept", may_change=True)
     val_fraction: float = option(

@@ -43,7 +43,7 @@ class EvalOptions:
     )
     average: bool = option(False, "evaluate the mean of the weights of several checkpoints of one model in their place")
     split: Literal["test", "val"] = option("test", "which images")
-    data: str = option("", "cifar10, synthetic, auto or a folder (default: what the weights were trained on)")
+    data: str = option("", "cifar10, cifar100, synthetic, auto or a folder (default: what the weights were trained on)")
     corruptions: tuple[str, ...] = option(
         (),
         "also look at corrupted images: all, or names such as fog jpeg_compression; or a folder with CIFAR-10-C or CIFAR-10.1",

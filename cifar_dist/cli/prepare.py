@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_dist.cli import command_parser
 from cifar_dist.config import option
 from cifar_dist.console import Console
-from cifar_dist.data import cache_folder, load_dataset
+from cifar_dist.data import NAMES, cache_folder, load_dataset
 from cifar_dist.data.cache import inspect_cache
 from cifar_dist.doctor.cached_data import folder_bytes
 from cifar_dist.errors import UserError
@@ -21,7 +21,7 @@ from cifar_dist.text import size
 class PrepareOptions:
     """The options of `prepare`, which mean what they mean to train.py."""
 
-    data: str = option("cifar10", "cifar10, synthetic, or a folder of train/CLASS/* and test/CLASS/*")
+    data: str = option("cifar10", "cifar10, cifar100, synthetic, or a folder of train/CLASS/* and test/CLASS/*")
     data_dir: str = option("data", "where downloads and decoded caches are kept")
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     add_flags(parser, PrepareOptions)
     options = PrepareOptions(**parser.parse(argv))
     if options.data == "auto":
-        raise UserError("--data auto is decided where a run starts; prepare cifar10, synthetic or a folder")
+        raise UserError("--data auto is decided where a run starts; prepare cifar10, cifar100, synthetic or a folder")
     console, data_dir, start = Console(speaks=True), Path(options.data_dir), time.monotonic()
     folder = cache_folder(options.data, data_dir)
     if new := not folder.exists():
@@ -57,4 +57,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 def is_folder(data: str) -> bool:
-    return data not in ("cifar10", "synthetic")
+    return data not in NAMES

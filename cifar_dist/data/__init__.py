@@ -1,9 +1,9 @@
-"""Data sets by name: the official CIFAR-10, class folders, a synthetic set, or whichever of them can be had."""
+"""Data sets by name: the official CIFAR-10 and CIFAR-100, class folders, a synthetic set, or whichever of them can be had."""
 
 from pathlib import Path
 
 from cifar_dist.data.cache import Decoded, cached, load_cached
-from cifar_dist.data.cifar10 import read_cifar10
+from cifar_dist.data.cifar import OFFICIAL, read_official
 from cifar_dist.data.dataset import Dataset, Split
 from cifar_dist.data.folders import list_folder, read_folder
 from cifar_dist.data.splits import SPLIT_OPTIONS, Splits, make_splits
@@ -23,7 +23,7 @@ __all__ = [
     "make_splits",
 ]
 
-NAMES = ("cifar10", "auto", "synthetic")
+NAMES = (*OFFICIAL, "auto", "synthetic")
 SYNTHETIC_SEEDS = {"train": 0, "test": 1}
 SYNTHETIC_SIZES = {"train": 50_000, "test": 10_000}  # CIFAR-10's
 
@@ -35,8 +35,8 @@ def load_dataset(data: str, data_dir: Path, progress: Report = unheard) -> Datas
     """
     if data == "auto":
         data = choose_data(data_dir, progress)[0]
-    if data == "cifar10":  # whose download has a bar of its own, and decoding takes a second
-        return load_cached(cache_folder(data, data_dir), lambda: read_cifar10(data_dir))
+    if data in OFFICIAL:  # whose download has a bar of its own, and decoding takes a second
+        return load_cached(cache_folder(data, data_dir), lambda: read_official(data, data_dir))
     if data == "synthetic":
         return load_cached(cache_folder(data, data_dir), lambda: _draw_synthetic(progress), progress)
     check_data_name(data)

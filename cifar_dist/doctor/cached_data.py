@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-ARCHIVE, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-batches-py"  # torchvision's names in the data folder
-
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files in a folder."""

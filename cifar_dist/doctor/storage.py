@@ -13,11 +13,8 @@ from filelock import FileLock, Timeout
 
 from cifar_dist.data import cache_folder
 from cifar_dist.data.cache import inspect_cache, recorded_fingerprint
-from cifar_dist.doctor.cached_data import (
-    ARCHIVE,
-    UNPACKED,
-    folder_bytes,
-)
+from cifar_dist.data.cifar import OFFICIAL
+from cifar_dist.doctor.cached_data import folder_bytes
 from cifar_dist.doctor.check import Visit
 from cifar_dist.doctor.lines import Answer, Line, disagreement, failed, hosts, ok, ranks, warning
 from cifar_dist.files import write_synced
@@ -38,7 +35,7 @@ def measure_data(visit: Visit) -> dict[str, Any]:
     folder = cache_folder(config.data, data_dir)
     facts = {"folder": str(folder), "recorded": recorded_fingerprint(folder), "damage": "", "archive": False}
     if not folder.is_dir():
-        return facts | {"missing": True, "archive": (data_dir / ARCHIVE).is_file() or (data_dir / UNPACKED).is_dir()}
+        return facts | {"missing": True, "archive": config.data in OFFICIAL and OFFICIAL[config.data].is_in(data_dir)}
     start = time.perf_counter()
     if env_int("LOCAL_RANK", 0) == 0:
         state = inspect_cache(folder)
@@ -71,7 +68,7 @@ def judge_data(data: str, data_dir: str) -> Callable[[Sequence[Answer]], list[Li
 def missing_line(data: str, missing: Sequence[Answer], prepare: str) -> Line:
     where = "" if len(missing) == 1 and missing[0].rank == 0 else f" for {ranks(missing)}"
     text = f"{data} is not prepared{where}: there is no {missing[0].facts['folder']}"
-    if data == "cifar10" and not missing[0].facts["archive"]:
+    if data in OFFICIAL and not missing[0].facts["archive"]:
         return failed("data", text, f"on a machine with internet: {prepare}")
     return warning("data", f"{text}; the first run would make it", f"to have it ready: {prepare}")
 

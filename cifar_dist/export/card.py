@@ -17,7 +17,7 @@ from cifar_dist.scores.intervals import wilson_interval
 from cifar_dist.text import count, percent, printable, size
 
 CARD_FILE = "README.md"
-CIFAR10 = "CIFAR-10"  # as data/cifar10.py names it
+ON_THE_HUB = {"CIFAR-10": "uoft-cs/cifar10", "CIFAR-100": "uoft-cs/cifar100"}  # by what data/cifar.py calls them
 WARNING = "**SYNTHETIC DATA: drawn shapes, not CIFAR-10. No number here says anything about CIFAR-10.**"
 USE = {
     "onnx": """\
@@ -97,14 +97,14 @@ def data_name(about: Mapping[str, Any], synthetic: bool) -> str:
     if synthetic:
         return "synthetic data"
     name = str(about["dataset"])
-    return name if name == CIFAR10 else f"class folders {_inline(Path(name).name or name)}"
+    return name if name in ON_THE_HUB else f"class folders {_inline(Path(name).name or name)}"
 
 
 def front_matter(
     about: Mapping[str, Any], synthetic: bool, test: Result | None, files: Sequence[Exported]
 ) -> dict[str, Any]:
     """Return what the Hub reads: https://huggingface.co/docs/hub/model-cards. Without a licence, which is the owner's to give."""
-    official = about["dataset"] == CIFAR10
+    official = ON_THE_HUB.get(about["dataset"])
     tags = [
         "image-classification",
         printable(about["model"]),
@@ -113,10 +113,10 @@ def front_matter(
     content: dict[str, Any] = {"library_name": "pytorch", "pipeline_tag": "image-classification"}
     content["tags"] = [*tags, *(["synthetic-data"] if synthetic else [])]
     if official:
-        content["datasets"] = ["uoft-cs/cifar10"]
+        content["datasets"] = [official]
     if test:
         content["metrics"] = ["accuracy"]
-        kind = "uoft-cs/cifar10" if official else "synthetic" if synthetic else "imagefolder"
+        kind = official or ("synthetic" if synthetic else "imagefolder")
         name = data_name(about, synthetic).replace("`", "")
         result = {
             "task": {"type": "image-classification", "name": "Image classification"},

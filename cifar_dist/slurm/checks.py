@@ -8,6 +8,7 @@ from typing import Any
 
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, TrainConfig, check_bounds, flag, option
 from cifar_dist.data.cache import cached
+from cifar_dist.data.cifar import OFFICIAL
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import check_batch
 from cifar_dist.options import resolve_train_config
@@ -131,10 +132,8 @@ def check_sweep(options: SubmitOptions, given: dict[str, Any]) -> tuple[int, str
 
 def data_notes(config: TrainConfig) -> list[str]:
     """Return what to do about a data set that the nodes would have to download."""
-    data_dir = Path(config.data_dir)
-    there = [cached(data_dir, "cifar10"), data_dir / "cifar-10-python.tar.gz"]
-    if config.data not in ("cifar10", "auto") or any(path.exists() for path in there):
+    data_dir, key = Path(config.data_dir), config.data.replace("auto", "cifar10")
+    if key not in OFFICIAL or cached(data_dir, key).exists() or OFFICIAL[key].is_in(data_dir):
         return []
-    return [
-        f"CIFAR-10 is not in {data_dir} yet, and nodes may have no network; python -m cifar_dist prepare gets it here"
-    ]
+    prepare = "python -m cifar_dist prepare" + f" --data {key}" * (key != "cifar10")
+    return [f"{OFFICIAL[key].name} is not in {data_dir} yet, and nodes may have no network; {prepare} gets it here"]

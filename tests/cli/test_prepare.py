@@ -98,8 +98,8 @@ def test_the_cache_is_looked_for_where_the_data_sets_put_it(data, tmp_path, monk
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("auto", "error: --data auto is decided where a run starts; prepare cifar10, synthetic or a folder"),
-        ("cifar100", "error: unknown data set 'cifar100'. Did you mean 'cifar10'?"),
+        ("auto", "error: --data auto is decided where a run starts; prepare cifar10, cifar100, synthetic or a folder"),
+        ("cifar101", "error: unknown data set 'cifar101'. Did you mean 'cifar10'?"),
         ("no/such", "error: --data no/such is not a folder"),
     ],
 )

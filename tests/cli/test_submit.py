@@ -174,6 +174,16 @@ def test_a_dry_run_asks_slurm_where_there_is_one_and_mentions_a_download(cluster
     assert argv == ["--test-only", *shlex.split(GOLDEN["--model lenet"])[1:]]
 
 
+def test_cifar100_has_a_download_of_its_own(cluster, capsys):
+    cluster.install()
+    note = "# CIFAR-100 is not in data yet, and nodes may have no network; python -m cifar_dist prepare --data cifar100 gets it here"
+    assert submit("--model", "lenet", "--data", "cifar100", "--dry-run") == 0
+    assert note in capsys.readouterr().out.splitlines()
+    (cluster.root / "data" / "cifar-100-python.tar.gz").touch()
+    assert submit("--model", "lenet", "--data", "cifar100", "--dry-run") == 0
+    assert "is not in data" not in capsys.readouterr().out
+
+
 def test_a_job_is_tested_then_submitted_and_its_files_are_named(cluster, capsys):
     cluster.install()
     assert submit("--model", "lenet") == 0

@@ -12,17 +12,19 @@ import threading
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from helpers.runs import CLASSES, ROOT, copy_tree, write_class_folders
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from cifar_dist import data
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import load_dataset, make_splits
+from cifar_dist.data.cifar import OFFICIAL
 from cifar_dist.data.dataset import channel_statistics
 from cifar_dist.data.synthetic import draw_images
 from cifar_dist.errors import UserError
@@ -219,11 +221,31 @@ def test_the_cache_is_memory_mapped_so_that_ranks_share_it(folders, data_dir):
 # ---- the official archive
 
 
+class Published(NamedTuple):
+    """A small set in the official format, on a server."""
+
+    key: str  # of OFFICIAL
+    source: type  # torchvision's class
+    archive: Path
+    batch: Path  # the first of the training batches
+    downloads: list[str]  # that were asked for
+
+
+LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
+CLASSES_OF = {
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    "cifar100": [f"class {number:02d}" for number in range(100)],
+}
+both = pytest.mark.parametrize("official", ["cifar10", "cifar100"], indirect=True)
+
+
 @pytest.fixture
-def official(tmp_path, monkeypatch):
+def official(request, tmp_path, monkeypatch):
     """A small archive in the official format behind a counting loopback server; torchvision's sums changed to match."""
-    source, rng = tmp_path / "source", np.random.default_rng(0)
-    folder = source / "cifar-10-batches-py"
+    key = getattr(request, "param", "cifar10")
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[key]
+    served, rng, classes = tmp_path / "source", np.random.default_rng(0), CLASSES_OF[key]
+    folder = served / source.base_folder
     folder.mkdir(parents=True)
 
     def write(name: str, content: dict) -> list[str]:
@@ -231,17 +253,21 @@ def official(tmp_path, monkeypatch):
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
     def batch(count: int) -> dict:
-        return {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
+        labels = [(7 * i) % len(classes) for i in range(count)]
+        content = {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), LABELS[key]: labels}
+        return content | ({"coarse_labels": [label // 5 for label in labels]} if key == "cifar100" else {})
 
-    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{i}", batch(20)) for i in range(1, 6)])
-    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(10))])
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    _, meta_md5 = write("batches.meta", {"label_names": names})
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta_md5})
-    archive = source / CIFAR10.filename
+    trains = {"cifar10": [(f"data_batch_{i}", 20) for i in range(1, 6)], "cifar100": [("train", 200)]}[key]
+    tests = {"cifar10": [("test_batch", 10)], "cifar100": [("test", 100)]}[key]
+    monkeypatch.setattr(source, "train_list", [write(name, batch(count)) for name, count in trains])
+    monkeypatch.setattr(source, "test_list", [write(name, batch(count)) for name, count in tests])
+    names = {source.meta["key"]: classes, "coarse_label_names": ["no class of ours"]}
+    meta, meta_md5 = write(source.meta["filename"], names)
+    monkeypatch.setattr(source, "meta", {"filename": meta, "key": source.meta["key"], "md5": meta_md5})
+    archive = served / source.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
 
     downloads: list[str] = []
 
@@ -250,23 +276,44 @@ def official(tmp_path, monkeypatch):
             if self.command == "GET":
                 downloads.append(self.path)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=source))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=served))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}")
-    yield archive, downloads
+    monkeypatch.setattr(source, "url", f"http://127.0.0.1:{server.server_port}/{source.filename}")
+    yield Published(key, source, archive, folder / trains[0][0], downloads)
     server.shutdown()
 
 
+@both
 def test_the_archive_is_downloaded_checked_and_decoded(official, tmp_path):
-    dataset = load_dataset("cifar10", tmp_path / "data")
-    assert (dataset.name, len(dataset.train), len(dataset.test), dataset.synthetic) == ("CIFAR-10", 100, 10, False)
-    batch = pickle.loads((official[0].parent / "cifar-10-batches-py/data_batch_1").read_bytes())
+    dataset = load_dataset(official.key, tmp_path / "data")
+    sizes = {"cifar10": ("CIFAR-10", 100, 10), "cifar100": ("CIFAR-100", 200, 100)}[official.key]
+    assert (dataset.name, len(dataset.train), len(dataset.test)) == sizes
+    assert not dataset.synthetic
+    assert list(dataset.classes) == CLASSES_OF[official.key]
+    batch = pickle.loads(official.batch.read_bytes())
     assert np.array_equal(dataset.train.images[3].numpy().reshape(-1), batch["data"][3])
-    assert dataset.train.targets[:20].tolist() == batch["labels"]
+    assert dataset.train.targets[: len(batch["data"])].tolist() == batch[LABELS[official.key]]
+    pixels = dataset.train.images.double() / 255
+    assert dataset.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
+    assert dataset.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
+
+
+@pytest.mark.usefixtures("official")
+@pytest.mark.parametrize("official", ["cifar100"], indirect=True)
+def test_a_validation_split_of_cifar100_holds_each_fine_class(tmp_path):
+    s = splits(load_dataset("cifar100", tmp_path / "data"), val_fraction=0.5)
+    assert torch.bincount(s.val.labels(), minlength=100).tolist() == [1] * 100
+    assert torch.bincount(s.train.labels(), minlength=100).tolist() == [1] * 100
+
+
+@pytest.mark.parametrize(("key", "source"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_names_in_the_data_folder_are_torchvisions(key, source):
+    assert OFFICIAL[key].torchvision == source.__name__
+    assert (OFFICIAL[key].archive, OFFICIAL[key].unpacked) == (source.filename, source.base_folder)
 
 
 def test_processes_that_start_together_download_once(official, tmp_path):
-    _, downloads = official
+    downloads = official.downloads
     load_dataset("cifar10", tmp_path / "alone")
     requests_of_one = len(downloads)  # torchvision asks for redirects first
     downloads.clear()
@@ -285,29 +332,35 @@ def test_processes_that_start_together_download_once(official, tmp_path):
     assert len(downloads) == requests_of_one
 
 
+@both
 def test_an_archive_put_there_by_hand_is_used_without_a_network(official, tmp_path, monkeypatch):
-    archive, downloads = official
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / archive.name).write_bytes(archive.read_bytes())
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
-    assert len(load_dataset("cifar10", tmp_path / "data").train) == 100
-    assert not downloads
+    (tmp_path / "data" / official.archive.name).write_bytes(official.archive.read_bytes())
+    monkeypatch.setattr(official.source, "url", "http://127.0.0.1:9/nothing")
+    assert len(load_dataset(official.key, tmp_path / "data").train) in (100, 200)
+    assert not official.downloads
 
 
-@pytest.mark.usefixtures("official")
-def test_a_wrong_archive_is_refused_before_anything_is_unpickled(tmp_path, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)
+@both
+def test_a_wrong_archive_is_refused_before_anything_is_unpickled(official, tmp_path, monkeypatch):
+    monkeypatch.setattr(official.source, "tgz_md5", "0" * 32)
     monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(UserError, match="can't be downloaded"):
-        load_dataset("cifar10", tmp_path / "data")
+        load_dataset(official.key, tmp_path / "data")
 
 
-def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/nothing")
-    with pytest.raises(
-        UserError, match=r"put cifar-10-python.tar.gz \(MD5 [0-9a-f]{32}\) there, or use --data synthetic"
-    ) as e:
-        load_dataset("cifar10", tmp_path / "data")
+@pytest.mark.parametrize(
+    ("key", "source", "md5"),
+    [
+        ("cifar10", CIFAR10, "c58f30108f718f92721af3b95e74349a"),
+        ("cifar100", CIFAR100, "eb9058c3a382ffc7106e4002c42a8d85"),
+    ],  # from https://www.cs.toronto.edu/~kriz/cifar.html
+)
+def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch, key, source, md5):
+    monkeypatch.setattr(source, "url", "http://127.0.0.1:9/nothing")
+    put = rf"put {source.filename} \(MD5 {md5}\) there, or use --data synthetic"
+    with pytest.raises(UserError, match=rf"^CIFAR-{key[5:]} is not in .* can't be downloaded .*{put}") as e:
+        load_dataset(key, tmp_path / "data")
     assert "\n" not in str(e.value)
 
 

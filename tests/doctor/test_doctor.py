@@ -21,6 +21,7 @@ from cifar_dist.__main__ import main
 from cifar_dist.cli import doctor as doctor_command
 from cifar_dist.cli.doctor import MARKS, layout
 from cifar_dist.data import cache_folder, load_dataset
+from cifar_dist.data.cifar import OFFICIAL
 from cifar_dist.doctor import check, dry_run, machine, network, services, slurm_ranks, software, storage
 from cifar_dist.doctor.check import Check, Visit, examine
 from cifar_dist.doctor.lines import Answer, Line, each_host, ok, ranks
@@ -106,20 +107,23 @@ def test_wrong_usage_is_one_line_and_status_2(options, more, message, capsys):
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_data_that_is_not_prepared_fails_with_the_command_that_prepares_it(doctor, tmp_path):
-    status, lines = doctor("--data", "cifar10", "--data-dir", str(tmp_path / "none"))
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_data_that_is_not_prepared_fails_with_the_command_that_prepares_it(doctor, tmp_path, data):
+    status, lines = doctor("--data", data, "--data-dir", str(tmp_path / "none"))
     assert status == 1
-    assert lines["data"].status == "failed" and "cifar10-v2" in lines["data"].text
-    assert f"python -m cifar_dist prepare --data cifar10 --data-dir {tmp_path}/none" in lines["data"].advice
+    assert lines["data"].status == "failed" and f"{data}-v2" in lines["data"].text
+    assert f"python -m cifar_dist prepare --data {data} --data-dir {tmp_path}/none" in lines["data"].advice
     assert not (tmp_path / "none").exists()
 
 
 def test_data_that_needs_no_internet_is_only_a_warning(doctor, tmp_path):
     status, lines = doctor("--data", "synthetic", "--data-dir", str(tmp_path))
     assert (status, lines["data"].status) == (0, "warning")
-    (tmp_path / storage.ARCHIVE).write_bytes(b"")
+    (tmp_path / OFFICIAL["cifar10"].archive).write_bytes(b"")
     status, lines = doctor("--data", "cifar10", "--data-dir", str(tmp_path))
     assert (status, lines["data"].status) == (0, "warning")
+    status, lines = doctor("--data", "cifar100", "--data-dir", str(tmp_path))  # the other archive is no help
+    assert (status, lines["data"].status) == (1, "failed")
 
 
 def test_a_damaged_cache_fails(doctor, folders, data_dir, tmp_path):
