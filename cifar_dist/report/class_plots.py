@@ -14,7 +14,9 @@ from cifar_dist.scores.intervals import wilson_interval
 
 MOST_BARS = 100
 MOST_COUNTS = 20  # classes, beyond which a matrix has no room for numbers
-MOST_NAMES = 40
+MOST_SLANTED = 40  # names, beyond which they stand upright
+MOST_NAMES = 100
+NAME_INCHES = 0.14  # that a name needs, in a matrix which grows with them
 
 
 class ClassScore(NamedTuple):
@@ -86,8 +88,8 @@ def draw_matrix(counts: np.ndarray, classes: Sequence[str], path: Path, title: s
     """
     num_classes = len(classes)
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    side = float(np.clip(0.72 * num_classes, 4.5, 9))
     named = num_classes <= MOST_NAMES
+    side = float(np.clip(0.72 * num_classes, 4.5, max(9, NAME_INCHES * num_classes * named)))
     names = [shorten(name, 14) for name in classes] if named else ["100"]
     room = 0.6 + max(map(len, names)) / LETTERS_PER_INCH
     figure, axes = new_axes(title, (side, side), room, 1.7, room)
@@ -108,8 +110,10 @@ def draw_matrix(counts: np.ndarray, classes: Sequence[str], path: Path, title: s
             look = {"color": colour, "fontweight": weight, "fontsize": min(10, 110 / num_classes)}
             axes.text(column, row, f"{count}", look, ha="center", va="center")
     if named:
-        axes.set_xticks(range(num_classes), map(plain, names), rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(num_classes), map(plain, names))
+        crowded, points = num_classes > MOST_SLANTED, min(10, 54 * side / num_classes)  # 72 to an inch
+        slant = {"rotation": 90} if crowded else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(num_classes), map(plain, names), fontsize=points, **slant)
+        axes.set_yticks(range(num_classes), map(plain, names), fontsize=points)
     place = "" if named else ": its place in config.json, from 0"
     axes.set(xlabel=f"predicted class{place}", ylabel=f"true class{place}")
     return save(figure, path)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,6 +101,26 @@ def test_without_pixels_a_cell_lists_the_images_numbers(browser, tmp_path):
         numbers = opened.page.locator("#cell .picture").all_inner_texts()
         places = opened.page.locator("#cell .thumb").evaluate_all("all => all.map(e => `#${e.dataset.place}`)")
         assert numbers == places and numbers
+
+
+def test_a_matrix_of_100_classes_scrolls_in_a_window_of_its_own_under_its_names(browser, tmp_path):
+    classes = [f"sweet_pepper{number:02d}" for number in range(100)]
+    pixels = make_run(tmp_path / "run", classes)
+    with open_page(browser, write_report(tmp_path / "run", pixels)) as opened:
+        window = opened.page.locator(".card:has(> .matrix)")
+        last = opened.page.locator('[data-true="99"][data-predicted="99"]')
+        last.scroll_into_view_if_needed()
+        frame, cell = window.bounding_box(), last.bounding_box()
+        assert frame["height"] < 800 and frame["width"] < 1280
+        above = opened.page.locator(".matrix thead th").nth(99).bounding_box()
+        beside = opened.page.locator(".matrix tbody th").nth(99).bounding_box()
+        assert frame["y"] <= above["y"] and above["y"] + above["height"] <= cell["y"]
+        assert frame["x"] <= beside["x"] and beside["x"] + beside["width"] <= cell["x"]
+        assert abs(above["x"] + above["width"] / 2 - cell["x"] - cell["width"] / 2) < 2
+        places = [span.bounding_box() for span in opened.page.locator(".matrix thead span").all()[-9:]]
+        assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(places))
+        last.click()
+        assert opened.page.locator("#cell h3").inner_text().startswith("sweet_pepper99, recognised: ")
 
 
 def test_the_table_of_classes_sorts_both_ways(browser, report):

@@ -12,7 +12,7 @@ from cifar_dist.models.som import Som
 from cifar_dist.record.curves import Point
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report import canvas, image_grids, plots
+from cifar_dist.report import canvas, class_plots, image_grids, plots
 from cifar_dist.report.canvas import RIGHT, TRAIN, VAL, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import class_scores, confusion_matrix, draw_confusion
 from cifar_dist.report.image_grids import Augmented, mistake_captions, mistake_places, sample_captions
@@ -141,6 +141,27 @@ def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path):
     image = pixels(tmp_path / "a/matrix.png")[:, :600]  # without the scales
     (wrong_y, wrong_x), (right_y, right_x) = (np.argwhere(near(image, c)).mean(axis=0) for c in (WRONG, RIGHT))
     assert right_y - wrong_y > 150 and abs(right_x - wrong_x) < 5  # true cat said dog is above true dog said dog
+
+
+@pytest.mark.parametrize("num_classes", [10, 41, 100])
+def test_names_in_a_confusion_matrix_do_not_run_into_one_another(tmp_path, monkeypatch, num_classes):
+    figures = []
+    monkeypatch.setattr(class_plots, "save", lambda figure, path: figures.append(figure) or path)
+    names = [f"sweet_pepper{number:02d}" for number in range(num_classes)]
+    draw_confusion(drawn_predictions(num_classes), names, tmp_path / "matrix.png", "")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    for labels, side in ((axes.get_yticklabels(), "height"), (axes.get_xticklabels(), "width")):
+        assert [label.get_text() for label in labels] == names
+        centres = [label.get_transform().transform(label.get_position()) for label in labels]
+        apart = np.hypot(*np.diff(centres, axis=0).T).min()
+        size = labels[0].get_fontsize() * figure.dpi / 72
+        assert size < apart * (math.sin(math.radians(45)) if labels[0].get_rotation() == 45 else 1)
+        boxes = [label.get_window_extent() for label in labels]
+        assert min(b.x0 for b in boxes) >= 0 and min(b.y0 for b in boxes) >= 0  # none is cut off
+        if labels[0].get_rotation() != 45:
+            assert max(getattr(box, side) for box in boxes) < apart
 
 
 @pytest.mark.parametrize(
