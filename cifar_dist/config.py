@@ -24,7 +24,11 @@ POSITIVE = Bound("greater than 0", lambda x: x > 0)
 NOT_NEGATIVE = Bound("0 or greater", lambda x: x >= 0)
 SEED = Bound("in [0, 2**63)", lambda x: 0 <= x < 2**63)
 SHARE = Bound("in [0, 1)", lambda x: 0 <= x < 1)
-EARLY_SIZE = Bound("in [20, 32)", lambda x: 20 <= x < 32)  # below, batch norm may see a single value
+SIDE = 32  # pixels: of CIFAR's images, and of all others unless --image-size says otherwise
+SMALLEST = 20  # side; below, batch norm may see a single value
+EARLY_SIZE = Bound(f"{SMALLEST} or greater", lambda x: x >= SMALLEST)
+# Evaluation takes 500 images at once: at 128 pixels, 2 GB for each layer of 64 channels that keeps the size.
+IMAGE_SIZE = Bound(f"in [{SMALLEST}, 128]", lambda x: SMALLEST <= x <= 128)
 FOLDS = Bound("2 or greater", lambda x: x >= 2)
 
 
@@ -67,7 +71,12 @@ class TrainConfig:
 
     data: str = option(
         "cifar10",
-        "cifar10, cifar100, synthetic, auto (cifar10 if it can be had, else synthetic), or a folder of train/CLASS/* and test/CLASS/*",
+        "cifar10, cifar100, synthetic, auto (cifar10 if there is one, else synthetic), or a folder of train/ and test/CLASS/*",
+    )
+    image_size: int | None = option(
+        None,
+        "side in pixels that the square in an image's middle is resized to, once (default: refuse images that aren't 32x32)",
+        must_be=IMAGE_SIZE,
     )
     data_dir: str = option(default_data_dir(), "where downloads and decoded caches are kept", may_change=True)
     val_fraction: float = option(
@@ -279,6 +288,10 @@ class TrainConfig:
                 "--model som sees no labels while it trains; leave --label-smoothing, mixup and cutmix out",
             ),
             (
+                self.early_size is None or self.early_size < self.side,
+                f"--early-size must be in [{SMALLEST}, {self.side}), smaller than the images, got {self.early_size}",
+            ),
+            (
                 self.patience is None or self.val_fraction > 0 or self.folds is not None,
                 f"--patience {self.patience} looks at validation, of which --val-fraction 0 has none; leave one out",
             ),
@@ -305,6 +318,11 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} can't be cut into --exact-shards {self.exact_shards}; use fewer",
             ),
         ]
+
+    @property
+    def side(self) -> int:
+        """The side of the images, in pixels."""
+        return self.image_size or SIDE
 
     @property
     def most_at_once(self) -> int | None:
@@ -343,7 +361,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "model": ("model_options", "init_from", "batch_norm", "exact_shards", "ema_decay"),
     "data": (
         *("data_dir", "val_fraction", "test_fraction", "folds", "fold", "split_seed", "limit_train", "limit_eval"),
-        *("normalize", "early_size"),
+        *("image_size", "normalize", "early_size"),
     ),
     "optimisation": (
         *("optimizer", "momentum", "nesterov", "bias_lr_per_image", "head_lr_per_image", "weight_decay", "decay_all"),

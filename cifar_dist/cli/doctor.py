@@ -78,7 +78,11 @@ def read_options(argv: Sequence[str]) -> tuple[TrainConfig, dict[str, Any], dict
 def checks(config: TrainConfig, wants_run: bool) -> list[Check]:
     """Return the checks in their order."""
     data = Check(
-        "data", "Storage", storage.measure_data, storage.judge_data(config.data, config.data_dir), timeout_s=120.0
+        "data",
+        "Storage",
+        storage.measure_data,
+        storage.judge_data(config.data, config.data_dir, config.image_size),
+        timeout_s=120.0,
     )
     disk = Check("disk", "Storage", storage.measure_disk, storage.judge_disk, storage.OTHER_PLACE, timeout_s=120.0)
     wandb = Check("W&B", "Services", services.measure_wandb, services.judge_wandb(config.wandb), main_only=True)

@@ -25,6 +25,7 @@ from cifar_dist.training.weights import average_weights, load_weights, weights_p
 
 SHARED = (
     "data_dir",
+    "image_size",
     "limit_eval",
     "mixed_precision",
     "tta",

@@ -124,6 +124,7 @@ def describe(subject: Subject, options: LatencyOptions) -> dict[str, Any]:
     return {
         "model": subject.model.name,
         "weights": str(subject.weights) if subject.weights else None,
+        "image_size": subject.model.side,
         "mixed_precision": subject.model.mixed_precision,
         "seconds": options.seconds,
         "cpu": cpu_model(),
@@ -157,7 +158,7 @@ def measure_all(
                 if compiled:
                     torch.compiler.reset()  # it compiles eight sizes at most, and runs all others as they are
                 cell = measure(model, size, options.seconds, compiled)
-                answers = model.probabilities(noise(size))
+                answers = model.probabilities(noise(size, model.side))
             except Exception as error:
                 if not out_of_memory(error):
                     raise

@@ -26,7 +26,7 @@ from cifar_dist.text import count, percent, printable
 STDIN, SYNTHETIC = "-", "synthetic"
 MOST_ON_SHEET = 400  # images: 50 rows
 HELP = "a run folder or a weights file; then image files, folders (all images in them, other folders too), or - for one image's bytes "
-HELP += "on standard input; of each image the middle square is seen, in 32x32 pixels"
+HELP += "on standard input; of each image the middle square is seen, in as many pixels as the model was trained on"
 EXIT = "Exit status: 0 all images read, 1 some not, 2 none, or wrong usage. A list of names: xargs -d '\\n' ... < LIST."
 
 

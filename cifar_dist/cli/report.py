@@ -59,7 +59,7 @@ def make_report(folder: Path, data_dir: str | None, console: Console) -> Path:
 def find_pixels(
     record: RunRecord, predictions: Predictions | None, data_dir: str | None, console: Console
 ) -> np.ndarray | None:
-    """Return the images (M, 32, 32, 3) uint8 of the run's predictions; None, and a warning, where they can't be had."""
+    """Return the images (M, S, S, 3) uint8 of the run's predictions; None, and a warning, where they can't be had."""
     if predictions is None:
         console.warn(f"{record.path} holds no predictions; its page shows no images")
         return None

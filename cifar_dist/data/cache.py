@@ -61,7 +61,7 @@ def inspect_cache(folder: Path) -> CacheState:
 
 
 class Decoded(NamedTuple):
-    """What a source decodes to: images (N, 3, 32, 32) uint8, targets (N,) int64."""
+    """What a source decodes to: images (N, 3, S, S) uint8, targets (N,) int64."""
 
     name: str
     synthetic: bool

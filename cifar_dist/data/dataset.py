@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a set, on one device: images (M, 3, 32, 32) uint8, targets (M,) int64, index (N,) int64 into both."""
+    """Some images of a set, on one device: images (M, 3, S, S) uint8, targets (M,) int64, index (N,) int64 into both."""
 
     images: Tensor
     targets: Tensor
@@ -30,12 +30,12 @@ class Split:
         return replace(self, index=self.index[places.to(self.index.device)])
 
     def gather(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (images (B, 3, 32, 32) uint8, targets (B,) int64) at `places` (B,) int64 of this split."""
+        """Return (images (B, 3, S, S) uint8, targets (B,) int64) at `places` (B,) int64 of this split."""
         index = self.index[places]
         return self.images.index_select(0, index), self.targets.index_select(0, index)
 
     def pixels(self) -> np.ndarray:
-        """Return all images of this split, in its order, as people look at them: (N, 32, 32, 3) uint8, on the CPU."""
+        """Return all images of this split, in its order, as people look at them: (N, S, S, 3) uint8, on the CPU."""
         return self.images[self.index].permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 

@@ -1,21 +1,20 @@
-"""Class folders of images: train/CLASS/* and test/CLASS/*, in a format of data/pictures.py, 32x32 pixels."""
+"""Class folders of images: train/CLASS/* and test/CLASS/*, in a format of data/pictures.py, 32x32 pixels or resized."""
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cifar_dist.config import SIDE
 from cifar_dist.data.cache import Decoded
-from cifar_dist.data.pictures import SIZE, PictureError, opened
+from cifar_dist.data.pictures import PictureError, as_model_sees, opened, stacked
 from cifar_dist.errors import UserError
 from cifar_dist.progress import Report, unheard
 from cifar_dist.text import printable
 
 EXIF_ORIENTATION = 0x0112
-REPORTED = 100  # images, after which progress is told
 
 
 class Listing(NamedTuple):
@@ -78,39 +77,35 @@ def _list_part(folder: Path, classes: tuple[str, ...], digest: "hashlib._Hash") 
     return files
 
 
-def read_folder(root: Path, listing: Listing, progress: Report = unheard) -> Decoded:
-    """Decode every file; raises `UserError` naming the first that can't be."""
-    images, targets = _decode(listing.train + listing.test, progress)
-    n = len(listing.train)
+def read_folder(root: Path, listing: Listing, image_size: int | None = None, progress: Report = unheard) -> Decoded:
+    """Decode every file; raises `UserError` naming the first that can't be.
+
+    With `image_size` each becomes what `predict` would see of it, whatever its size; without, only what is 32x32 and loses
+    nothing by becoming RGB values of 8 bits is taken. A grey image has three equal channels.
+    """
+    files = listing.train + listing.test
+    images = stacked(lambda i: _decode_file(files[i][0], image_size), len(files), image_size or SIDE, progress)
+    targets, n = np.array([target for _, target in files], dtype=np.int64), len(listing.train)
     return Decoded(printable(str(root)), False, listing.classes, images[:n], targets[:n], images[n:], targets[n:])
 
 
-def _decode(files: list[tuple[str, int]], progress: Report) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(files), 3, SIZE, SIZE), dtype=np.uint8)
-
-    def read(i: int) -> None:
-        images[i] = _decode_file(files[i][0])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock while it decodes
-        for done, _ in enumerate(pool.map(read, range(len(files))), start=1):
-            if done % REPORTED == 0:
-                progress(done, len(files))
-    return images, np.array([target for _, target in files], dtype=np.int64)
-
-
-def _decode_file(path: str) -> np.ndarray:
+def _decode_file(path: str, image_size: int | None) -> np.ndarray:
+    """Return pixels (H, W, 3) uint8."""
     try:
         with opened(path) as image:
-            width, height = image.size
-            if (width, height) == (SIZE, SIZE):  # before decoding: a small file may hold a huge picture
-                lost, pixels = _what_is_lost(image), np.asarray(image.convert("RGB"))
+            return as_model_sees(image, image_size) if image_size else _as_it_is(image)
     except PictureError as error:
         raise UserError(f"{path} {error}") from None
-    if (width, height) != (SIZE, SIZE):
-        raise UserError(f"{path} is {width}x{height} pixels; images must be {SIZE}x{SIZE}, resize them first")
-    if lost:
-        raise UserError(f"{path} has {lost}, which images of three times 8 bits lose; convert it first")
-    return pixels.transpose(2, 0, 1)
+
+
+def _as_it_is(image: Any) -> np.ndarray:
+    width, height = image.size
+    if (width, height) != (SIDE, SIDE):  # before decoding: a small file may hold a huge picture
+        rule = f"images must be {SIDE}x{SIDE} unless they are resized: --image-size {SIDE}"
+        raise PictureError(f"is {width}x{height} pixels; {rule}")
+    if lost := _what_is_lost(image):
+        raise PictureError(f"has {lost}, which images of three times 8 bits lose; convert it first")
+    return np.asarray(image.convert("RGB"))
 
 
 def _what_is_lost(image: Any) -> str:

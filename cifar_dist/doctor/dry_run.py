@@ -87,7 +87,7 @@ def measure_steps(trainer: Trainer) -> dict[str, Any]:
 
 def build_prepared(config: TrainConfig, given: Container[str]) -> Trainer:
     """Return what the run would train, if its data is prepared. Collective."""
-    folder = on_all(lambda: cache_folder(config.data, Path(config.data_dir)))
+    folder = on_all(lambda: cache_folder(config.data, Path(config.data_dir), config.image_size))
     if not on_main(folder.is_dir):
         raise UserError(f"the data is not prepared, so no step can be made; see the advice on data ({folder})")
     return fit_micro_batch(build(config, Console(speaks=False), given), Console(speaks=False))

@@ -32,10 +32,13 @@ def measure_data(visit: Visit) -> dict[str, Any]:
     """Look for the decoded data; the first rank of each machine reads all of it. Builds nothing."""
     config = visit.config
     data_dir = Path(config.data_dir)
-    folder = cache_folder(config.data, data_dir)
+    folder = cache_folder(config.data, data_dir, config.image_size)
     facts = {"folder": str(folder), "recorded": recorded_fingerprint(folder), "damage": "", "archive": False}
     if not folder.is_dir():
-        return facts | {"missing": True, "archive": config.data in OFFICIAL and OFFICIAL[config.data].is_in(data_dir)}
+        return facts | {
+            "missing": True,
+            "archive": config.data in OFFICIAL and needs_no_download(config.data, data_dir),
+        }
     start = time.perf_counter()
     if env_int("LOCAL_RANK", 0) == 0:
         state = inspect_cache(folder)
@@ -43,9 +46,15 @@ def measure_data(visit: Visit) -> dict[str, Any]:
     return facts | {"missing": False, "seconds": time.perf_counter() - start, "bytes": folder_bytes(folder)}
 
 
-def judge_data(data: str, data_dir: str) -> Callable[[Sequence[Answer]], list[Line]]:
+def needs_no_download(official: str, data_dir: Path) -> bool:
+    """Whether an official set is there, packed or unpacked, or decoded at its own size."""
+    return OFFICIAL[official].is_in(data_dir) or cache_folder(official, data_dir).is_dir()
+
+
+def judge_data(data: str, data_dir: str, image_size: int | None = None) -> Callable[[Sequence[Answer]], list[Line]]:
     """Return the judge of what `measure_data` found for these options."""
     prepare = f"python -m cifar_dist prepare --data {data.replace('auto', 'cifar10')} --data-dir {data_dir}"
+    prepare += f" --image-size {image_size}" if image_size else ""
 
     def judge(answers: Sequence[Answer]) -> list[Line]:
         lines = []

@@ -8,7 +8,7 @@ import yaml
 
 from cifar_dist.export.check import Images
 from cifar_dist.export.formats import FORMATS, Source
-from cifar_dist.export.graph import INPUT_IS
+from cifar_dist.export.graph import input_is, side_of
 from cifar_dist.export.write import Exported
 from cifar_dist.record.lines import Result
 from cifar_dist.record.reader import RunRecord
@@ -28,8 +28,8 @@ import onnxruntime
 from PIL import Image
 
 session = onnxruntime.InferenceSession("model.onnx")
-image = Image.open("image.png").convert("RGB").resize((32, 32))
-pixels = np.asarray(image).transpose(2, 0, 1)[None]  # (1, 3, 32, 32) uint8
+image = Image.open("image.png").convert("RGB").resize(({side}, {side}))
+pixels = np.asarray(image).transpose(2, 0, 1)[None]  # (1, 3, {side}, {side}) uint8
 (logits,) = session.run(["logits"], {"pixels": pixels})
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 print(classes[logits[0].argmax()])
@@ -43,8 +43,8 @@ from PIL import Image
 
 facts = {"about.json": ""}
 model = torch.export.load("model.pt2", extra_files=facts).module()
-image = Image.open("image.png").convert("RGB").resize((32, 32))
-pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]  # (1, 3, 32, 32) uint8
+image = Image.open("image.png").convert("RGB").resize(({side}, {side}))
+pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]  # (1, 3, {side}, {side}) uint8
 logits = model(pixels)
 classes = json.loads(json.loads(facts["about.json"])["classes"])
 print(classes[logits[0].argmax()])
@@ -78,7 +78,7 @@ def write_card(source: Source, record: RunRecord, tested: bool, files: Sequence[
         "## Files",
         *_files(files, images),
         "## Use",
-        f"Pixels are {INPUT_IS}. `model.onnx` and `model.pt2` normalise them inside; the weights alone want them normalised. "
+        f"Pixels are {input_is(about)}. `model.onnx` and `model.pt2` normalise them inside; the weights alone want them normalised. "
         "What comes out are logits (batch, classes); their softmax is probabilities.",
         *_use(about, files),
         "## How it was trained",
@@ -192,6 +192,7 @@ def _use(about: Mapping[str, Any], files: Sequence[Exported]) -> list[str]:
         "arguments": ", ".join(map(repr, arguments)),
         "mean": str(list(about["mean"])),
         "std": str(list(about["std"])),
+        "side": str(side_of(about)),
     }
     parts = []
     for one in files:

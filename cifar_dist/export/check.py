@@ -10,9 +10,11 @@ from torch import Tensor
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import cache_folder, load_dataset, make_splits
+from cifar_dist.data.pictures import resized_pixels
 from cifar_dist.data.synthetic import draw_images
 from cifar_dist.errors import UserError
 from cifar_dist.export.formats import Compute
+from cifar_dist.export.graph import side_of
 
 NUM_IMAGES = 128
 FIRST = (1, 3)  # images of the first batches, the rest at once: no file may be for one size of batch only
@@ -24,7 +26,7 @@ TOLERANCE = 1e-4
 class Images(NamedTuple):
     """What files are checked on."""
 
-    pixels: Tensor  # (N, 3, 32, 32) uint8
+    pixels: Tensor  # (N, 3, S, S) uint8
     what: str  # for people; no path in it, as it is published
     why: str = ""  # they aren't the run's own
 
@@ -47,15 +49,17 @@ def images_to_check(about: Mapping[str, Any], data_dir: Path) -> Images:
     Downloads and decodes nothing. `about` is what the weights file says of itself.
     """
     name = about["data"] if about["data"] != "auto" or about["dataset"] != "synthetic" else "synthetic"
+    size = about.get("image_size")
     try:
-        config = TrainConfig(epochs=1, data=name, data_dir=str(data_dir), **about["split"])
-        if not cache_folder(name, data_dir).is_dir():
+        config = TrainConfig(epochs=1, data=name, data_dir=str(data_dir), image_size=size, **about["split"])
+        if not cache_folder(name, data_dir, size).is_dir():
             raise UserError(f"--data {name} is not decoded in {data_dir}")
-        dataset = load_dataset(name, data_dir)
+        dataset = load_dataset(name, data_dir, size)
         if dataset.fingerprint != about["fingerprint"]:
             raise UserError(f"--data {name} is not what the weights were trained on")
     except UserError as error:
-        return Images(torch.from_numpy(draw_images(NUM_IMAGES, seed=1)[0]), "synthetic images", str(error))
+        drawn = resized_pixels(draw_images(NUM_IMAGES, seed=1)[0], side_of(about))
+        return Images(torch.from_numpy(drawn), "synthetic images", str(error))
     test = make_splits(dataset, config, torch.device("cpu")).test
     number = min(NUM_IMAGES, len(test))
     places = torch.linspace(0, len(test) - 1, number).round().long()
@@ -64,7 +68,7 @@ def images_to_check(about: Mapping[str, Any], data_dir: Path) -> Images:
 
 @torch.inference_mode()
 def logits_of(compute: Compute, pixels: Tensor) -> Tensor:
-    """Return the logits (N, K) of pixels (N, 3, 32, 32) uint8, in batches of several sizes."""
+    """Return the logits (N, K) of pixels (N, 3, S, S) uint8, in batches of several sizes."""
     sizes = [size for size in FIRST if size < len(pixels)]
     return torch.cat([compute(batch) for batch in pixels.split([*sizes, len(pixels) - sum(sizes)])])
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cifar_dist.errors import UserError, lookup
-from cifar_dist.export.graph import INPUT, OUTPUT, SPELLED_OUT, FromPixels, about_graph, capture
+from cifar_dist.export.graph import INPUT, OUTPUT, SPELLED_OUT, FromPixels, about_graph, capture, side_of
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
 from cifar_dist.training.weights import pack_weights
 
-Compute = Callable[[Tensor], Tensor]  # pixels (B, 3, 32, 32) uint8 -> logits (B, K) float32
+Compute = Callable[[Tensor], Tensor]  # pixels (B, 3, S, S) uint8 -> logits (B, K) float32
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def check_formats(names: tuple[str, ...]) -> None:
 
 
 def _captured(source: Source) -> ExportedProgram:
-    return capture(source.from_pixels(source.model))
+    return capture(source.from_pixels(source.model), side_of(source.about))
 
 
 @contextmanager

@@ -8,15 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from cifar_dist.config import SIDE
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.text import printable
 
 INPUT, OUTPUT = "pixels", "logits"  # the names that a graph gives them
-INPUT_IS = "uint8 (batch, 3, 32, 32), red, green and blue as images store them, 0 to 255"
+
+
+def side_of(about: Mapping[str, Any]) -> int:
+    """Return the side of the images, in pixels, that weights belong to; files of earlier versions don't say it."""
+    return about.get("image_size") or SIDE
+
+
+def input_is(about: Mapping[str, Any]) -> str:
+    """Return what a graph takes, for people."""
+    return f"uint8 (batch, 3, {side_of(about)}, {side_of(about)}), red, green and blue as images store them, 0 to 255"
 
 
 class FromPixels(nn.Module):
-    """Pixels (B, 3, 32, 32) uint8 -> logits (B, K) float32: normalisation, then the model, in evaluation mode.
+    """Pixels (B, 3, S, S) uint8 -> logits (B, K) float32: normalisation, then the model, in evaluation mode.
 
     uint8 as an image is stored: a float input would be taken in [0, 1] by some and in [0, 255] by others, and no program says so.
     """
@@ -34,9 +44,9 @@ class FromPixels(nn.Module):
         return self.model(pixels.float() * self.scale + self.shift)
 
 
-def capture(module: FromPixels) -> ExportedProgram:
-    """Return the module as a graph of torch's own operators, for any number of images at once."""
-    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)  # of one image, the graph would be for one
+def capture(module: FromPixels, side: int) -> ExportedProgram:
+    """Return the module as a graph of torch's own operators, for any number of images of `side` x `side` pixels at once."""
+    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)  # of one image, the graph would be for one
     return torch.export.export(module, (example,), dynamic_shapes=({0: Dim("batch")},))
 
 
@@ -57,7 +67,7 @@ def about_graph(about: Mapping[str, Any]) -> dict[str, str]:
     lists = {"classes": list(about["classes"]), "mean": list(about["mean"]), "std": list(about["std"])}
     words = {
         "model": " ".join([about["model"], *about["model_options"]]),
-        "input": f"{INPUT}: {INPUT_IS}; mean and std are applied inside",
+        "input": f"{INPUT}: {input_is(about)}; mean and std are applied inside",
         "output": f"{OUTPUT}: float32 (batch, {len(about['classes'])}), in the order of classes; their softmax is probabilities",
     }
     return {name: json.dumps(value) for name, value in lists.items()} | {n: printable(t) for n, t in words.items()}

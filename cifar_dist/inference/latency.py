@@ -55,10 +55,10 @@ def measure(
 ) -> Cell:
     """Time calls on `batch_size` images of noise for about `seconds`, after a warm-up.
 
-    A call begins with pixels (B, 3, 32, 32) uint8 in this machine's memory and ends with probabilities there, so that a GPU has
+    A call begins with pixels (B, 3, S, S) uint8 in this machine's memory and ends with probabilities there, so that a GPU has
     done all of its work.
     """
-    pixels = noise(batch_size)
+    pixels = noise(batch_size, model.side)
 
     def call() -> object:
         return model.probabilities(pixels)
@@ -67,10 +67,10 @@ def measure(
     return Cell(batch_size, compiled, warmup_s, timed(call, clock, seconds, LEAST_CALLS))
 
 
-def noise(batch_size: int) -> Tensor:
-    """Return pixels (B, 3, 32, 32) uint8, the same at each call."""
+def noise(batch_size: int, side: int) -> Tensor:
+    """Return pixels (B, 3, side, side) uint8, the same at each call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
 def timed(call: Callable[[], object], clock: Callable[[], float], seconds: float, least: int) -> tuple[float, ...]:

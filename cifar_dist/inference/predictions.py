@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,8 @@ def predict(model: Predictor, images: Picture | Iterable[Picture], top: int = 3)
     """Return the `top` most probable classes of each picture, in order; one that can't be read has an `error` in their place.
 
     A picture is a path, the bytes of a file, a Pillow image, or an array uint8 (H, W) or (H, W, 3); a folder stands for all
-    images in it. Whatever its size, the model sees its middle square in 32x32 pixels. Raises `UserError` for anything else.
+    images in it. Whatever its size, the model sees its middle square in as many pixels as it was trained on.
+    Raises `UserError` for anything else.
     """
     one = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "convert")  # a Pillow image
     if isinstance(images, np.ndarray):
@@ -85,7 +87,7 @@ def sources(pictures: Iterable[Picture]) -> Iterator[Source]:
 def look_at(
     model: Predictor, pictures: Iterable[Source], top: int = 3
 ) -> Iterator[tuple[Prediction, np.ndarray | None]]:
-    """Yield what the model says of each picture, with the pixels (32, 32, 3) uint8 it saw, None where it saw none.
+    """Yield what the model says of each picture, with the pixels (S, S, 3) uint8 it saw, None where it saw none.
 
     Blocks are as large as evaluation's, so that the same images in the same order give the same bits.
     """
@@ -96,7 +98,7 @@ def look_at(
         while block := list(islice(remaining, EVAL_BLOCK)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, about what it reads all the same, and what is refused
-                seen = list(pool.map(_decode, block))
+                seen = list(pool.map(partial(_decode, side=model.side), block))
             shares = iter(_probabilities(model, [pixels for pixels in seen if isinstance(pixels, np.ndarray)]))
             for source, pixels in zip(block, seen, strict=True):
                 if isinstance(pixels, str):
@@ -135,27 +137,27 @@ def _files(name: str) -> Iterator[Source]:
         yield Source(name, error=f"is a folder without images, by their names: {' '.join(sorted(SUFFIXES))}")
 
 
-def _decode(source: Source) -> np.ndarray | str:
-    """Return the pixels (32, 32, 3) uint8 that a model sees of a picture, or why there are none."""
+def _decode(source: Source, side: int) -> np.ndarray | str:
+    """Return the pixels (side, side, 3) uint8 that a model sees of a picture, or why there are none."""
     if source.error or source.content is None:
         return source.error
     try:
         if isinstance(source.content, np.ndarray):
-            return as_model_sees(_image_of(source.content))
+            return as_model_sees(_image_of(source.content), side)
         if isinstance(source.content, bytes):
-            return _decode_bytes(source.content)
+            return _decode_bytes(source.content, side)
         if isinstance(source.content, str | os.PathLike):
-            return _decode_bytes(_read(Path(source.content)))
-        return as_model_sees(source.content)
+            return _decode_bytes(_read(Path(source.content)), side)
+        return as_model_sees(source.content, side)
     except PictureError as error:
         return str(error)
     except Exception as error:  # a Pillow image may decode itself only now, and raise whatever it likes
         return f"can't be decoded ({' '.join(str(error).split())}); repair or remove it"
 
 
-def _decode_bytes(content: bytes) -> np.ndarray:
+def _decode_bytes(content: bytes, side: int) -> np.ndarray:
     with opened(BytesIO(content)) as image:
-        return as_model_sees(image)
+        return as_model_sees(image, side)
 
 
 def _read(path: Path) -> bytes:

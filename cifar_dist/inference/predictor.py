@@ -45,16 +45,17 @@ class Predictor:
         self.classes = tuple(classes)
         self.normalize = Normalize(mean, std, self.device)
         self.mixed_precision = config.mixed_precision
+        self.side = config.side  # of its images, in pixels
         self.temperature = temperature  # None where it isn't known
         self.calibration = calibration  # where that comes from, for people
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return logits (B, K) float32 on the CPU, and so when they are there, of pixels (B, 3, 32, 32) uint8 on any device."""
+        """Return logits (B, K) float32 on the CPU, and so when they are there, of pixels (B, 3, side, side) uint8 on any device."""
         with torch.inference_mode(), self._autocast():
             return self.model(self.normalize(pixels.to(self.device))).float().cpu()
 
     def probabilities(self, pixels: Tensor) -> np.ndarray:
-        """Return probabilities (B, K) float64 of pixels (B, 3, 32, 32) uint8; raises `UserError` where they are none."""
+        """Return probabilities (B, K) float64 of pixels (B, 3, side, side) uint8; raises `UserError` where they are none."""
         logits = self.logits(pixels).double() / (self.temperature or 1.0)
         shares: np.ndarray = logits.softmax(dim=1).numpy()
         if not np.isfinite(shares).all():
@@ -81,7 +82,8 @@ def load_model(
     """
     file = weights_path(path)
     model, about = load_weights(file)
-    config = TrainConfig(epochs=1, device=device, mixed_precision=mixed_precision or about["mixed_precision"])
+    precision, image_size = mixed_precision or about["mixed_precision"], about.get("image_size")
+    config = TrainConfig(epochs=1, device=device, mixed_precision=precision, image_size=image_size)
     check_launch(config, None)
     config = choose_precision(config)
     if temperature is None:

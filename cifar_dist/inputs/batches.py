@@ -19,7 +19,7 @@ IMAGES_AT_ONCE = 512  # for steps of fewer, whose own time an operation's fixed 
 class Batch(NamedTuple):
     """What one micro-batch holds, on the device."""
 
-    images: Tensor  # (B, 3, S, S) float32; S is 32, or --early-size
+    images: Tensor  # (B, 3, S, S) float32; S is that of the images, or --early-size
     labels: Labels
     positions: (
         Tensor  # (B,) int64: global sample positions, one for each visit of an image, which decide all randomness

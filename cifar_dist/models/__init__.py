@@ -115,17 +115,18 @@ def check_model(name: str, options: Sequence[str]) -> None:
         )
 
 
-def check_image_size(name: str, options: Sequence[str], size: int) -> None:
-    """Raise `UserError` where the model can't take images of `size` x `size` pixels."""
+def check_image_size(name: str, options: Sequence[str], size: int, what: str, way_out: str) -> None:
+    """Raise `UserError` where the model can't take images of `size` x `size` pixels, which `what` asks for.
+
+    A published network that ends in linear layers for 32x32 pixels would be another one with layers for other images.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # others would start before `prepare_cpu` has said what they inherit
     try:
         forward_macs(name, tuple(options), size=size)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--early-size {size}: {name} can't take images of that size ({reason}); leave it out"
-        ) from None
+        raise UserError(f"{what} {size}: {name} can't take images of that size ({reason}); {way_out}") from None
     finally:
         torch.set_num_threads(threads)
 

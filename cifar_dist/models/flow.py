@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from cifar_dist.config import SIDE
 from cifar_dist.models.dropout import Dropout
 
 INPUT = -1  # stands for the image among the steps that a step takes from
@@ -46,12 +47,12 @@ class Step:
     block_kind: str
 
 
-def trace(model: nn.Module) -> list[Step]:
-    """Run the model in evaluation mode on a black image of 32 x 32 pixels, and return its steps in the order they ran.
+def trace(model: nn.Module, side: int = SIDE) -> list[Step]:
+    """Run the model in evaluation mode on a black image of `side` x `side` pixels, and return its steps in the order they ran.
 
     What doesn't depend on the image is left out. The model is as it was afterwards.
     """
-    tracer, training, hooks = _Tracer(model), model.training, []
+    tracer, training, hooks = _Tracer(model, side), model.training, []
     for module in list(model.modules())[1:]:
         hooks.append(module.register_forward_pre_hook(tracer.enter))
         hooks.append(module.register_forward_hook(tracer.leave))
@@ -68,9 +69,9 @@ def trace(model: nn.Module) -> list[Step]:
 class _Tracer(TorchFunctionMode):
     """Notes each call of a layer, and of a function outside of layers, whose input follows from the image."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, side: int) -> None:
         super().__init__()
-        self.image = torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device)
+        self.image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
         self.steps: list[Step] = []
         self.made = {id(self.image): INPUT}  # tensor -> the step it came from last
         self.alive: list[Any] = [self.image]  # all tensors met, so that no identity is given twice

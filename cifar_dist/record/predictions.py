@@ -23,7 +23,7 @@ class Predictions:
     targets: np.ndarray  # (M,) int64
     logits: np.ndarray  # (M, K) float32
     sample_places: np.ndarray  # (S,) int64: which images are kept, evenly spaced
-    sample_pixels: np.ndarray  # (S, 32, 32, 3) uint8
+    sample_pixels: np.ndarray  # (S, H, W, 3) uint8
 
     @cached_property
     def order(self) -> np.ndarray:

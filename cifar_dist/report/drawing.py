@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+from cifar_dist.config import SIDE
 from cifar_dist.models.flow import INPUT
 from cifar_dist.report.architecture import Architecture, Box, Frame, Skip
 from cifar_dist.text import printable
@@ -57,9 +58,12 @@ class Place(NamedTuple):
         return self.x + self.width
 
 
-def draw(net: Architecture, title: str) -> str:
-    """Return the drawing as an SVG document: the path from the image to the logits downwards, branches to its right."""
-    return _Drawing(net).document(title)
+def draw(net: Architecture, title: str, side: int = SIDE) -> str:
+    """Return the drawing as an SVG document: the path from the image to the logits downwards, branches to its right.
+
+    `side` is that of the image, in pixels.
+    """
+    return _Drawing(net).document(title, side)
 
 
 class _Drawing:
@@ -119,7 +123,7 @@ class _Drawing:
                 frames[frame] = Place(MARGIN, top, self.right - MARGIN, y - top)
         return places, frames
 
-    def document(self, title: str) -> str:
+    def document(self, title: str, side: int) -> str:
         """Return it all."""
         net, places = self.net, self.places
         for frame, place in self.frame_places.items():
@@ -132,7 +136,7 @@ class _Drawing:
         self._flow(places[last], end)
         for skip, lane in zip(net.skips, self.lanes, strict=True):
             self._skip(skip, self.lane_x[lane])
-        self._pill(places[INPUT], "image", (3, 32, 32))
+        self._pill(places[INPUT], "image", (3, side, side))
         for number, box in enumerate(net.path):
             self._box(box, places[number])
             self._text(self.left - PAD, places[number].y + LINE, label(box), "small", "end")

@@ -1,4 +1,4 @@
-"""Which images a page shows, and the sprites they are in: one JPEG of 32 x 32 tiles a class, decoded when it is asked for."""
+"""Which images a page shows, and the sprites they are in: one JPEG of tiles a class, decoded when it is asked for."""
 
 import base64
 import io
@@ -10,7 +10,6 @@ from PIL import Image
 
 from cifar_dist.record.predictions import Predictions
 
-TILE = 32  # pixels
 COLUMNS = 24  # tiles in a row of a sprite
 QUALITY = 85
 MOST_RIGHT = 50  # images of a class that were recognised, the least certain ones; the wrong ones are all there
@@ -37,11 +36,11 @@ class Strip(NamedTuple):
 
 
 def sprite(pixels: np.ndarray) -> str:
-    """Return images (N, 32, 32, 3) uint8 as one JPEG, base64: N tiles in rows of COLUMNS."""
-    rows = -(-len(pixels) // COLUMNS)
-    tiles = np.zeros((rows * COLUMNS, TILE, TILE, 3), np.uint8)
+    """Return images (N, S, S, 3) uint8 as one JPEG, base64: N tiles in rows of COLUMNS."""
+    rows, side = -(-len(pixels) // COLUMNS), pixels.shape[1]
+    tiles = np.zeros((rows * COLUMNS, side, side, 3), np.uint8)
     tiles[: len(pixels)] = pixels
-    sheet = tiles.reshape(rows, COLUMNS, TILE, TILE, 3).swapaxes(1, 2).reshape(rows * TILE, COLUMNS * TILE, 3)
+    sheet = tiles.reshape(rows, COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, COLUMNS * side, 3)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "JPEG", quality=QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()

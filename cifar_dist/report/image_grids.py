@@ -15,7 +15,7 @@ from cifar_dist.report.canvas import MIDTONE, RIGHT, WRONG, rough_percent, short
 from cifar_dist.report.class_plots import describe
 
 ROWS, COLUMNS = 5, 8
-# In pixels of the picture. Images are enlarged by a whole number: every pixel of theirs stays a square.
+# In pixels of the picture. Images of 32 x 32 are enlarged by a whole number: every pixel of theirs stays a square.
 ENLARGED = 5
 SIDE, GAP, LINE, TITLE_LINE = 32 * ENLARGED, 24, 15, 22
 WIDTH = GAP + COLUMNS * (SIDE + GAP)
@@ -27,7 +27,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 class Augmented(NamedTuple):
     """Training images as the model sees them, but for normalization."""
 
-    images: np.ndarray  # (N, 32, 32, 3) float in [0, 1]
+    images: np.ndarray  # (N, S, S, 3) float in [0, 1]
     labels: list[str]  # of two lines at most, each for one of two mixed images
 
 
@@ -128,7 +128,7 @@ def _draw_grid(
 def grid(
     pixels: np.ndarray, captions: Sequence[Caption], title: Iterable[str], ink: str = "black", ground: str = "white"
 ) -> Image.Image:
-    """Draw images (N, 32, 32, 3) uint8 row by row, with their captions and frames, under lines of text."""
+    """Draw images (N, S, S, 3) uint8 row by row, with their captions and frames, under lines of text."""
     head = "\n".join(textwrap.fill(line, TITLE_LETTERS) for line in title)
     top = 2 * GAP + TITLE_LINE * (head.count("\n") + 1)
     above = LINE * max((len(c.above) for c in captions), default=0) + 3
@@ -139,7 +139,8 @@ def grid(
     draw.multiline_text((WIDTH / 2, GAP), head, ink, _font(17), "ma", align="center", spacing=5)
     for i, (image, caption) in enumerate(zip(pixels, captions, strict=True)):
         x, y = GAP + i % COLUMNS * (SIDE + GAP), top + above + i // COLUMNS * cell
-        sheet.paste(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+        smooth = Image.Resampling.BICUBIC if SIDE % len(image) else Image.Resampling.NEAREST
+        sheet.paste(Image.fromarray(image).resize((SIDE, SIDE), smooth), (x, y))
         if caption.right is not None:
             _draw_frame(draw, x, y, caption.right)
         for line, (start, end) in enumerate(caption.above):

@@ -13,7 +13,7 @@ from cifar_dist.record.reader import RunRecord
 
 
 def load_pixels(record: RunRecord, split: str, decode: bool = False, progress: Report = unheard) -> np.ndarray:
-    """Return the images of the run's `split`, val or test: (M, 32, 32, 3) uint8. Raises `UserError` where its data isn't there.
+    """Return the images of the run's `split`, val or test: (M, S, S, 3) uint8. Raises `UserError` where its data isn't there.
 
     Without `decode` it has to be decoded already: a run that somebody else made says where data is kept, and by looking at it
     nobody means to download, or to make folders.
@@ -21,11 +21,11 @@ def load_pixels(record: RunRecord, split: str, decode: bool = False, progress: R
     if not record.config:
         raise UserError(f"{record.path} doesn't say what it was trained on: {record.problem}")
     config = TrainConfig.from_dict(record.config)
-    if not decode and not cache_folder(config.data, Path(config.data_dir)).is_dir():
+    if not decode and not cache_folder(config.data, Path(config.data_dir), config.image_size).is_dir():
         raise UserError(
             f"--data {config.data} is not decoded in {config.data_dir}; --data-dir says where it is, or is to be"
         )
-    dataset = load_dataset(config.data, Path(config.data_dir), progress)
+    dataset = load_dataset(config.data, Path(config.data_dir), config.image_size, progress)
     if dataset.fingerprint != record.dataset["fingerprint"]:
         raise UserError(f"--data {config.data} is not what {record.path} was trained on")
     chosen: Split = getattr(make_splits(dataset, config, torch.device("cpu")), split)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from cifar_dist.config import TrainConfig
 from cifar_dist.errors import UserError
 from cifar_dist.models import build_model, check_model
 from cifar_dist.models.flow import trace
@@ -39,7 +40,7 @@ PICTURES = {
 def write_report(folder: Path, pixels: np.ndarray | None, published: float | None = None) -> Path:
     """Write a run folder's report.html and return its path.
 
-    `pixels` (M, 32, 32, 3) uint8 are the images that the predictions are about, in their order; without them the page says so.
+    `pixels` (M, S, S, 3) uint8 are the images that the predictions are about, in their order; without them the page says so.
     `published` is the paper's test accuracy, in [0, 1].
     """
     record, predictions = read_run(folder), read_predictions(folder)
@@ -82,17 +83,18 @@ def network(record: RunRecord) -> Markup | None:
     """Return a drawing of the run's model; None of one that this version can't build."""
     options, classes = record.config.get("model_options", []), record.dataset.get("classes", [])
     try:
-        return _network(str(record.config.get("model")), tuple(map(str, options)), len(classes) or 10)
-    except (UserError, TypeError):
+        side = TrainConfig(epochs=1, image_size=record.config.get("image_size")).side
+        return _network(str(record.config.get("model")), tuple(map(str, options)), len(classes) or 10, side)
+    except (UserError, TypeError, RuntimeError):
         return None
 
 
 @cache
-def _network(name: str, options: tuple[str, ...], num_classes: int) -> Markup:
+def _network(name: str, options: tuple[str, ...], num_classes: int, side: int) -> Markup:
     check_model(name, options)  # a foreign run may ask for one that fills the memory
     with torch.random.fork_rng(devices=[]):  # pages are written while a run trains
-        steps = trace(build_model(name, num_classes, options))
-    return Markup(draw(architecture(steps), " ".join([name, *options])))
+        steps = trace(build_model(name, num_classes, options), side)
+    return Markup(draw(architecture(steps), " ".join([name, *options]), side))
 
 
 def charts(lines: Sequence[Line], published: float | None) -> list[dict[str, Any]]:

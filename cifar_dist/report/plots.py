@@ -31,7 +31,7 @@ def draw_pictures(
 ) -> list[Path]:
     """Draw every picture that can be drawn from what there is, and return their paths.
 
-    `pixels` (M, 32, 32, 3) uint8 are the images of `predictions`, in its order; `published` is as in `draw_curves`.
+    `pixels` (M, S, S, 3) uint8 are the images of `predictions`, in its order; `published` is as in `draw_curves`.
     """
     if record.status != "finished":
         title += f", {record.status} at epoch {record.summary.get('epoch', 0):.3g}"

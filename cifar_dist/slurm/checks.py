@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist.config import NOT_NEGATIVE, POSITIVE, TrainConfig, check_bounds, flag, option
-from cifar_dist.data.cache import cached
+from cifar_dist.data import cache_folder
 from cifar_dist.data.cifar import OFFICIAL
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import check_batch
@@ -133,7 +133,8 @@ def check_sweep(options: SubmitOptions, given: dict[str, Any]) -> tuple[int, str
 def data_notes(config: TrainConfig) -> list[str]:
     """Return what to do about a data set that the nodes would have to download."""
     data_dir, key = Path(config.data_dir), config.data.replace("auto", "cifar10")
-    if key not in OFFICIAL or cached(data_dir, key).exists() or OFFICIAL[key].is_in(data_dir):
+    caches = [cache_folder(key, data_dir, size) for size in (None, config.image_size)] if key in OFFICIAL else []
+    if key not in OFFICIAL or OFFICIAL[key].is_in(data_dir) or any(folder.exists() for folder in caches):
         return []
     prepare = "python -m cifar_dist prepare" + f" --data {key}" * (key != "cifar10")
     return [f"{OFFICIAL[key].name} is not in {data_dir} yet, and nodes may have no network; {prepare} gets it here"]

@@ -77,7 +77,7 @@ def build(config: TrainConfig, console: Console, given: Container[str] = ()) -> 
         if note:
             console.warn(note)
     with console.bar(f"preparing {config.data}", "images") as progress:
-        dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir), progress))
+        dataset = on_all(lambda: load_dataset(config.data, Path(config.data_dir), config.image_size, progress))
     check_equal(dataset.fingerprint, "the data")
     splits = make_splits(dataset, config, accelerator.device)
     plan = BatchPlan.from_config(config, len(splits.train), accelerator.num_processes)

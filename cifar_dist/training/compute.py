@@ -9,7 +9,7 @@ FORWARD_AND_BACKWARD = 3  # a backward pass multiplies twice as often as a forwa
 
 def macs_per_sample(config: TrainConfig, plan: BatchPlan, num_classes: int) -> int:
     """Return the multiply-accumulates to train on one image, the mean over the whole run, without validations."""
-    macs = forward_macs(config.model, config.model_options, num_classes)
+    macs = forward_macs(config.model, config.model_options, num_classes, config.side)
     if config.early_size:
         small = plan.samples_before(plan.early_steps)
         less = macs - forward_macs(config.model, config.model_options, num_classes, config.early_size)

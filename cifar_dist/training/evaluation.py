@@ -26,7 +26,7 @@ EVAL_BLOCK = 500  # images; fixed, so that every world size computes the same bl
 
 
 def eval_blocks(split: Split, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's share of a split's blocks: (places (B,), pixels (B, 3, 32, 32) uint8, targets (B,)) on the device."""
+    """Yield this rank's share of a split's blocks: (places (B,), pixels (B, 3, S, S) uint8, targets (B,)) on the device."""
     for block in own_share(split, accelerator):
         places = torch.arange(block * EVAL_BLOCK, min((block + 1) * EVAL_BLOCK, len(split)), device=accelerator.device)
         yield places, *split.gather(places)

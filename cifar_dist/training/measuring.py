@@ -9,11 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config import SIDE, TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Split, load_dataset, make_splits
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.models import check_image_size
 from cifar_dist.record.reader import read_run
 from cifar_dist.report.score_tables import calibration_line, class_table, top_line
 from cifar_dist.runtime import collectives
@@ -102,7 +103,11 @@ def choose(
     `split_name`: test or val; `data`: as of `load_dataset`, empty for what the weights were trained on.
     """
     path, about = weights.path, weights.about
-    dataset = collectives.on_all(lambda: load_dataset(data or about["data"], Path(config.data_dir)))
+    size = config.image_size or about.get("image_size")
+    if size and size != SIDE:
+        way_out = "use that of the run, or leave it out"
+        check_image_size(about["model"], about["model_options"], size, "--image-size", way_out)
+    dataset = collectives.on_all(lambda: load_dataset(data or about["data"], Path(config.data_dir), size))
     collectives.check_equal(dataset.fingerprint, "the data")
     if dataset.classes != tuple(about["classes"]):
         raise UserError(

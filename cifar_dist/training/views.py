@@ -77,7 +77,7 @@ class Views:
             draw_map(units, mean, std, run.trainer.dataset.classes, folder / PLOTS / "map.png")
 
     def _images(self) -> np.ndarray | None:
-        """Return the images (M, 32, 32, 3) uint8 that the newest predictions are about."""
+        """Return the images (M, S, S, 3) uint8 that the newest predictions are about."""
         predictions = read_predictions(self.run.folder.path)
         if not predictions:
             return None

@@ -27,8 +27,9 @@ def settle_gradient_buckets(trainer: Trainer) -> None:
         return
     state = trainer.state
     state.masks.draw(torch.zeros(0, dtype=torch.int64, device=trainer.device))
+    side = trainer.config.side
     with state.statistics.frozen(), eagerly(state.model):
-        outputs = state.wrapped(torch.zeros(0, 3, 32, 32, device=trainer.device))
+        outputs = state.wrapped(torch.zeros(0, 3, side, side, device=trainer.device))
     trainer.accelerator.backward(outputs.sum())
     state.optimizer.zero_grad(set_to_none=True)
 

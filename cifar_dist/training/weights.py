@@ -40,6 +40,7 @@ def describe_weights(config: TrainConfig, dataset: Dataset, normalize: Normalize
     return {
         "model": config.model,
         "model_options": config.model_options,
+        "image_size": config.image_size,
         "classes": dataset.classes,
         "mean": normalize.mean,
         "std": normalize.std,

@@ -25,7 +25,7 @@ WRONG = [
     ("--augment crop flop", "unknown augmentation 'flop'. Did you mean 'flip'?"),
     ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU"),
     ("--early-size 24", "--early-size 24: lenet can't take images of that size"),
-    ("--early-size 40", "--early-size must be in [20, 32), got 40"),
+    ("--early-size 40", "--early-size must be in [20, 32), smaller than the images, got 40"),
     ("--model resnet20 --early-size 24 --epochs 1", "for the first half of the epochs, and a run of 1 has none"),
     ("--mixed-precision fp8", "unknown --mixed-precision 'fp8'"),
     ("--device gpu", "torch sees no GPU on this machine"),

@@ -540,7 +540,7 @@ def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
 def test_who_waits_is_told_how_many_images_are_decoded_and_only_then(folders, tmp_path):
     told: list[tuple[float, int]] = []
     for _ in range(2):
-        load_dataset(str(folders), tmp_path, lambda done, total: told.append((done, total)))
+        load_dataset(str(folders), tmp_path, None, lambda done, total: told.append((done, total)))
     images = sum(path.is_file() for path in folders.rglob("*"))
     assert told == [(0, 0), *((done, images) for done in range(100, images + 1, 100))]  # once: the second finds a cache
 

@@ -21,7 +21,7 @@ def seen(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray
     file = io.BytesIO()
     image.save(file, kind, **options)
     with opened(io.BytesIO(file.getvalue())) as read:
-        return as_model_sees(read)
+        return as_model_sees(read, 32)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_other_formats_and_torn_files_are_named():
         pytest.raises(PictureError, match="can't be decoded"),
         opened(io.BytesIO(file.getvalue()[:500])) as image,
     ):
-        as_model_sees(image)
+        as_model_sees(image, 32)

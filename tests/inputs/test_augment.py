@@ -92,6 +92,18 @@ def test_crop_equals_padding_and_slicing_each_image():
     assert set(tops) == set(lefts) == set(range(9))
 
 
+@pytest.mark.parametrize(("side", "pad", "most", "hidden"), [(24, 3, 1, 12), (64, 8, 4, 32)])
+def test_distances_grow_with_the_images(side, pad, most, hidden):
+    positions = torch.arange(3000)
+    ramp = torch.arange(1.0, side + 1).expand(3000, 1, side, side)  # a pixel says its column
+    assert crop(ramp, positions, 0)[:, 0, side // 2, side // 2].unique().tolist() == [
+        side // 2 + 1 + offset for offset in range(-pad, pad + 1)
+    ]
+    moved = shift(ramp, positions, 0)[:, 0, 0, side // 2]
+    assert (moved.unique() - side // 2 - 1).tolist() == list(range(-most, most + 1))
+    assert (cutout(ramp, positions, 0) == 0).any(dim=2).sum(dim=2).max() == hidden
+
+
 def test_flip_mirrors_about_half_of_the_images_and_keeps_the_rest():
     many, positions = IMAGES.repeat(30, 1, 1, 1), torch.arange(COUNT * 30)
     flipped = flip(many, positions, seed=0)

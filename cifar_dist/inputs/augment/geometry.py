@@ -13,9 +13,10 @@ from torch import Tensor
 from cifar_dist.randomness import Purpose, random_integers
 
 
-def crop(images: Tensor, positions: Tensor, seed: int, pad: int = 4) -> Tensor:
-    """Pad by `pad` zeros, then cut one random window of the old size per image (He et al. 2016, §4.2)."""
+def crop(images: Tensor, positions: Tensor, seed: int) -> Tensor:
+    """Pad by zeros, 4 of 32 pixels, then cut one random window of the old size per image (He et al. 2016, §4.2)."""
     height, width = images.shape[-2:]
+    pad = width * 4 // 32
     top = random_integers(seed, Purpose.CROP_ROW, positions, 2 * pad + 1)
     left = random_integers(seed, Purpose.CROP_COLUMN, positions, 2 * pad + 1)
     return windows(F.pad(images, (pad,) * 4), top, left, height, width)
@@ -27,9 +28,10 @@ def flip(images: Tensor, positions: Tensor, seed: int) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def shift(images: Tensor, positions: Tensor, seed: int, most: int = 2) -> Tensor:
-    """Move each image by up to `most` pixels either way, down and across; what comes in is its own reflection (Jordan 2024)."""
+def shift(images: Tensor, positions: Tensor, seed: int) -> Tensor:
+    """Move each image by up to 2 of 32 pixels either way, down and across; what comes in is its own reflection (Jordan 2024)."""
     height, width = images.shape[-2:]
+    most = width * 2 // 32
     down = random_integers(seed, Purpose.SHIFT_ROW, positions, 2 * most + 1)
     across = random_integers(seed, Purpose.SHIFT_COLUMN, positions, 2 * most + 1)
     return windows(F.pad(images, (most,) * 4, "reflect"), down, across, height, width)
@@ -90,10 +92,10 @@ def shrunk(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
-def cutout(images: Tensor, positions: Tensor, seed: int, size: int = 16) -> Tensor:
-    """Zero one square of `size` pixels, centred anywhere, so partly outside (DeVries & Taylor 2017; 16 for CIFAR-10)."""
+def cutout(images: Tensor, positions: Tensor, seed: int) -> Tensor:
+    """Zero one square, centred anywhere, so partly outside (DeVries & Taylor 2017; 16 of 32 pixels, as for CIFAR-10)."""
     centre = (Purpose.CUTOUT_ROW, Purpose.CUTOUT_COLUMN)
-    return images.masked_fill(box(images, positions, seed, centre, size), 0)
+    return images.masked_fill(box(images, positions, seed, centre, images.shape[-1] * 16 // 32), 0)
 
 
 def box(images: Tensor, positions: Tensor, seed: int, centre: tuple[Purpose, Purpose], size: int | Tensor) -> Tensor:

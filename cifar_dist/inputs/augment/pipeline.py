@@ -47,7 +47,7 @@ def check_augmentations(names: Sequence[str]) -> None:
 
 
 def augment(pixels: Tensor, visits: Visits, names: Sequence[str], seed: int, normalize: Normalize) -> Tensor:
-    """Return images (B, 3, 32, 32) float32: pixels uint8, with the named colour changes, normalised, moved, in named order."""
+    """Return images (B, 3, H, W) float32: pixels uint8, with the named colour changes, normalised, moved, in named order."""
     images = pixels
     for name in names:
         if name in COLOURS:

@@ -17,7 +17,8 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 def trivial(pixels: Tensor, positions: Tensor, seed: int) -> Tensor:
     """Apply one of OPERATIONS to each image, drawn uniformly, at a strength drawn uniformly (Müller & Hutter 2021, wide).
 
-    pixels (B, 3, 32, 32) float in [0, 255]. Unlike torchvision's, pixels are moved bilinearly and grey comes in from outside.
+    pixels (B, 3, H, W) float in [0, 255]; whatever their size, they move by up to 32 places, as published. Unlike
+    torchvision's, they are moved bilinearly and grey comes in from outside.
     """
     operations = random_integers(seed, Purpose.POLICY_OPERATION, positions, len(OPERATIONS))
     draws = random_integers(seed, Purpose.POLICY_MAGNITUDE, positions, 2 * BINS)  # a bin and a sign
