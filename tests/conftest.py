@@ -14,6 +14,8 @@ from helpers.wandb_server import stub_server
 from cifar_dist.cli import train as train_command
 from cifar_dist.training.views import Views
 
+# torch asks once, at a process's first matrix product, whether --deterministic is possible on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["WANDB_MODE"] = "disabled"  # but in the tests of Weights & Biases itself
 
 

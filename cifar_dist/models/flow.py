@@ -28,7 +28,6 @@ WORDS = {
     "masked_fill": "mask",
     "max_pool2d": "MaxPool2d",
     "avg_pool2d": "AvgPool2d",
-    "adaptive_max_pool2d": "global max-pooling",
     "adaptive_avg_pool2d": "global average pooling",
 }
 
@@ -131,6 +130,8 @@ def _operation(kind: str, args: Any, given: list[Tensor], output: Tensor, of_the
         return f"slice /{strides[0]}" if strides else "slice"
     if kind == "mean" and (given[0].ndim, output.ndim) == (4, 2):
         return "global average pooling"
+    if kind == "max_pool2d" and output.shape[2:] == (1, 1):
+        return "global max-pooling"
     return WORDS.get(kind, kind)
 
 

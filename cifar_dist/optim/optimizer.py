@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the schedule's lr; a group may have a fixed multiple of it. On a GPU in float32, as captured steps hold it."""
     for group in optimizer.param_groups:
         own = lr * group.get("lr_ratio", 1.0)
-        group["lr"] = torch.tensor(own, dtype=torch.float32).item() if group["params"][0].is_cuda else own
+        group["lr"] = float(np.float32(own)) if group["params"][0].is_cuda else own
 
 
 @contextmanager

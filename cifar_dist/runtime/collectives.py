@@ -72,6 +72,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def in_a_group() -> bool:
+    """Whether there is a process group, which may be of one process."""
+    return dist.is_initialized()
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

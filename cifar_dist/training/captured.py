@@ -17,7 +17,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.inputs.batches import Batch
 from cifar_dist.inputs.labels import Labels
 from cifar_dist.optim.optimizer import lr_from
-from cifar_dist.runtime.collectives import max_across_ranks
+from cifar_dist.runtime.collectives import in_a_group, max_across_ranks
 from cifar_dist.runtime.reduction import MeanAtOnce
 from cifar_dist.text import reason
 from cifar_dist.training.build import Trainer
@@ -32,8 +32,8 @@ def capture_steps(trainer: Trainer, console: Console) -> None:
     problem = why_not(trainer.config, several)
     if choice == "on" and problem:
         raise UserError(f"--capture on can't be with {problem}; leave one out")
-    # With several GPUs only on request: graphs beside NCCL have never been tried.
-    if choice == "on" or (choice == "auto" and not problem and not several and trainer.device.type == "cuda"):
+    # In a process group only on request: graphs beside NCCL, which a group of one has too, have never been tried.
+    if choice == "on" or (choice == "auto" and not problem and not in_a_group() and trainer.device.type == "cuda"):
         trainer.captured = CapturedSteps(trainer, console)
 
 

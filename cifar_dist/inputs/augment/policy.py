@@ -34,10 +34,12 @@ def trivial(pixels: Tensor, positions: Tensor, seed: int) -> Tensor:
 
 def strength(signed: Tensor, most: float) -> Tensor:
     """Bins in -30 .. 30 -> -most .. most."""
-    values = signed.float().mul(most)
-    return values / values.new_full(
-        (), BINS - 1
-    )  # a GPU would multiply by a number's reciprocal, which rounds differently
+    return divided(signed.float().mul(most), BINS - 1)
+
+
+def divided(values: Tensor, by: int) -> Tensor:
+    """Divide as a CPU does: a GPU would multiply by a number's reciprocal, which rounds differently."""
+    return values / values.new_full((), by)
 
 
 def _kept(pixels: Tensor, _signed: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def _sharpened(pixels: Tensor, signed: Tensor) -> Tensor:
         start=torch.zeros((), device=pixels.device),
     )
     smooth = pixels.clone()
-    smooth[:, :, 1:-1, 1:-1] = (inner + 4 * pixels[:, :, 1:-1, 1:-1]) / 13
+    smooth[:, :, 1:-1, 1:-1] = divided(inner + 4 * pixels[:, :, 1:-1, 1:-1], 13)
     return blend(pixels, smooth, 1 + strength(signed, 0.99))
 
 
