@@ -1,9 +1,11 @@
 # Everything happens in .venv; PYTHON chooses what it is made from (3.11 or later).
 PYTHON ?= python3
 BIN := .venv/bin
+DATA ?= cifar10
+MINUTES ?= 14
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-gpu lint type faults setup setup-dev clean
+.PHONY: help train test test-slow gpu lint type faults setup setup-dev clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -17,8 +19,8 @@ test: setup-dev ## the fast tests
 test-slow: setup-dev ## the tests with several real processes
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: setup-dev ## the tests that need a GPU, ten minutes at most; again for what is left
-	$(BIN)/python benchmarks/gpu.py correctness
+gpu: setup-dev ## tests and measurements on a GPU, MINUTES=14 in total: DATA=FOLDER, SCRIPT=airbench94_muon.py; again for what is left
+	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --data $(DATA) $(if $(SCRIPT),--script $(SCRIPT))
 
 faults: setup-dev ## 1,000 faults of file operations, and twelve of processes: an hour; needs gcc
 	$(BIN)/python benchmarks/faults.py && $(BIN)/python benchmarks/faults.py --soak 50 && $(BIN)/python benchmarks/faults.py --ranks 12

@@ -4,8 +4,9 @@
     python benchmarks/speed94.py --script airbench94_muon.py --data FOLDER --full --rounds 3        whole runs: accuracy and time
 
 The script is https://github.com/KellerJordan/cifar10-airbench at commit f1c599c (MIT), fetched by the user. On a GPU it runs as it
-is, but for where its images come from and how many runs it does; PORT lists all that changes on a CPU, where it isn't compiled
-(compiled it was slower in every try, docs/EXPERIMENTS.md). A round is one process of each, the order alternating.
+is, but for where its images come from, how many runs it does and, with --mode, how it is compiled; PORT lists all that changes on
+a CPU, where it isn't compiled (compiled it was slower in every try, docs/EXPERIMENTS.md). A round is one process of each, the
+order alternating.
 
 Time is that of training and test-time-augmented evaluation, without imports, data loading and the script's own evaluation after
 every epoch. In the interleaved part it is the time between two batches, plus an epoch's preparation shared out over its steps; our
@@ -15,6 +16,7 @@ float32 on a CPU; ours as its recipe says, in bf16 where the processor has it, o
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,8 +83,10 @@ def published(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = names["CifarNet"]().to(device).to(memory_format=torch.channels_last)
     if device == "cuda":
-        model.compile(mode="max-autotune")
+        model.compile(mode=options.mode)
         names["main"]("warmup", model)
+    if options.prepare:
+        return {}
     if options.full:
         names["main"](seed, model)
         return {"seconds": seen["time_seconds"], "accuracy": seen["val_acc"], "tta_accuracy": seen["tta_val_acc"]}
@@ -138,7 +142,9 @@ def child(which: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
             which,
             json.dumps(vars(options) | {"seed": seed}),
         ]
-        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        cache = {"TORCHINDUCTOR_CACHE_DIR": options.cache} if options.cache else {}
+        environment = {**os.environ, **cache}
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -156,6 +162,11 @@ def main() -> None:
     parser.add_argument(
         "--ours", nargs="*", action="extend", default=[], help="more options of ours, such as --ours=--compile"
     )
+    parser.add_argument(
+        "--mode", default="max-autotune", help="of torch.compile, for the script on a GPU: its own, or default"
+    )
+    parser.add_argument("--cache", help="where to keep compiled code (default: where torch and our runs keep it)")
+    parser.add_argument("--prepare", action="store_true", help="only compile the script: with --only published")
     options = parser.parse_args()
     measured: dict[str, list[dict[str, Any]]] = {"published": [], "ours": []}
     for i in range(options.rounds):
@@ -163,6 +174,8 @@ def main() -> None:
             if options.only in (None, which):
                 measured[which].append(child(which, options, options.seed + i))
                 print(which, json.dumps(measured[which][-1]), flush=True)
+    if options.prepare:
+        return
     key = "seconds" if options.full else "step_s"
     ratios = [a[key] / b[key] for a, b in zip(measured["published"], measured["ours"], strict=False)]
     if ratios:

@@ -59,6 +59,10 @@ class Children:
         return status
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """Do, from any thread, what a signal from outside does: pass it on, and remember the first."""
         self.received = self.received or signal.Signals(number)
         for group in list(self._groups):
             send(group, number)

@@ -1,16 +1,11 @@
 """What a GPU may do otherwise than a CPU. Tests of a single device run on both, so that their own logic is tried everywhere."""
 
 import gc
-import json
 import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +18,6 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from benchmarks import gpu
 from cifar_dist import load_model
 from cifar_dist.cli import evaluate
 from cifar_dist.config import TrainConfig
@@ -564,174 +558,7 @@ def test_memory_stays_flat(train, monkeypatch, device, epochs):
     assert len(set(held)) == 1
 
 
-# benchmarks/gpu.py
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-S", "-c", code]
-
-
-@pytest.fixture
-def part(monkeypatch, tmp_path, capsys):
-    """Run one part of benchmarks/gpu.py, of such jobs: a name and what Python does; returns its status and output."""
-
-    def run(jobs: dict[str, str], *options: str, **about: bool) -> tuple[int, str]:
-        made = [gpu.Job(name, python(code), lambda: {"value": 7}) for name, code in jobs.items()]
-        monkeypatch.setitem(gpu.PARTS, "results", gpu.Part(lambda _: made, lambda records: ["rows", *records], **about))
-        status = gpu.main(["results", "--cpu", "--out", str(tmp_path), "--parallel", "1", *options])
-        return status, capsys.readouterr().out
-
-    return lambda jobs, *options, **about: run(jobs, *options, **{"side_by_side": True, **about})
-
-
-def test_after_its_minutes_a_call_stops_and_the_next_does_what_is_left(part, tmp_path):
-    jobs = {"quick": "", "slow": "import time; time.sleep(600)", "last": ""}
-    status, output = part(jobs, "--minutes", "0.05", "--commit", "abc")
-    assert status == 75 and "quick done" in output and "slow stopped" in output and "last done" not in output
-    assert "rows\nquick\nleft for the next call: 2 of 3 jobs" in output
-    record = json.loads((tmp_path / "results.json").read_text())
-    assert list(record) == ["quick"] and record["quick"]["result"] == {"value": 7}
-    assert record["quick"]["commit"] == "abc" and record["quick"]["hardware"]["torch"] == torch.__version__
-    status, output = part(dict.fromkeys(jobs, "print('again')"))
-    assert status == 0 and "2 of 3 jobs are to be done" in output and "quick done" not in output
-    assert output.endswith("rows\nquick\nslow\nlast\n") and "again" in (tmp_path / "results/slow.log").read_text()
-
-
-def test_what_fails_is_named_and_tried_again(part, tmp_path):
-    status, output = part({"broken": "import sys; sys.exit(3)", "whole": ""})
-    assert status == 1 and "broken failed with status 3" in output and output.count("failed: broken") == 1
-    assert list(json.loads((tmp_path / "results.json").read_text())) == ["whole"]
-    assert part({"broken": "", "whole": ""})[0] == 0
-
-
-def test_tests_that_passed_are_remembered_for_a_commit_only(part):
-    jobs = {"a": ""}
-    for commit, todo in (
-        ("abc", 1),
-        ("abc", 0),
-        ("def", 1),
-        ("def+", 1),
-        ("def+", 1),
-    ):  # + says that files differ from it
-        assert f"{todo} of 1 jobs" in part(jobs, "--commit", commit, of_one_commit=True)[1]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        pytest.param(
-            "results",
-            "torch sees no GPU",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
-        ),
-        ("throughput --cpu --parallel 2", "throughput is timed"),
-        ("throughput --cpu -- --epochs 2", "has no effect on throughput"),
-        ("speed94 --cpu", "needs --script"),
-    ],
-)
-def test_what_can_not_be_measured_is_refused(words, message, capsys):
-    assert gpu.main(words.split()) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_all_results_are_listed_cheapest_first_and_texts_in_float32(tmp_path, capsys):
-    assert gpu.main(["results", "--dry-run", "--out", str(tmp_path), "--seeds", "2", "--", "--epochs", "3"]) == 0
-    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    options = [dict(zip(words[2::2], words[3::2], strict=True)) for words in commands]
-    assert [o["--seed"] for o in options] == ["0"] * (len(options) // 2) + ["1"] * (len(options) // 2)
-    first = [(o["--recipe"], o["--model"], o["--mixed-precision"]) for o in options[: len(options) // 2]]
-    assert first[-1] == ("he2016", "resnet110", "no") and ("li2024", "lenet", "no") in first
-    assert all((precision == "bf16") == (recipe == "default") for recipe, _, precision in first)
-    assert {(recipe, model) for recipe, model, _ in first} >= {key for key in gpu.PUBLISHED if key[0] != "speed94"}
-    assert all(o["--epochs"] == "3" for o in options)
-    assert not list(tmp_path.iterdir())
-
-
-def record_of(result: dict[str, Any], commit: str = "0123456789", date: str = "2030-01-02") -> dict[str, Any]:
-    hardware = {"nvidia_smi": "A GPU, 1.2", "torch": "3.4", "cuda": "5.6"}
-    return {"result": result, "commit": commit, "date": date, "parallel": 2, "hardware": hardware}
-
-
-def test_rows_have_the_columns_of_the_table_in_the_docs():
-    dataset = {"name": "CIFAR-10", "train": 50_000, "val": 0, "test": 10_000}
-
-    def run(seed: int, accuracy: float, seconds: float) -> dict[str, Any]:
-        kept = {"recipe": "li2024", "model": "lenet", "seed": seed, "precision": "no", "words": []}
-        return {**kept, "seconds": seconds, "dataset": dataset, "test": {"accuracy": accuracy, "top2_accuracy": 0.75}}
-
-    records = {"a": record_of(run(0, 0.5, 60.4)), "b": record_of(run(1, 0.52, 1234.5), date="2030-01-03")}
-    titles, _, row, note = gpu.results_rows(records)
-    assert titles in (ROOT / "docs/RESULTS.md").read_text()
-    assert row == (
-        "| `li2024` | lenet | 61 % | 51.00 ± 1.41 % | 75.00 ± 0.00 % | 2 | CIFAR-10, 50,000 / 0 / 10,000 "
-        "| 60 to 1,234 s, 2 at a time | 0123456 | 2030-01-02, 2030-01-03 |"
-    )
-    assert note == "A GPU, 1.2, torch 3.4, CUDA 5.6; 0123456; 2030-01-02, 2030-01-03"
-
-
-def test_speeds_are_medians_and_ratios_are_of_the_same_round(tmp_path):
-    rounds = [
-        {"bare": 100.0, "best": 200.0, "ours": ours, "without_pauses": ours, "precision": "bf16"}
-        for ours in (90.0, 110.0)
-    ]
-    rows = gpu.throughput_rows({f"resnet20@128-compiled-{i}": record_of(one) for i, one in enumerate(rounds)})
-    cells = "100 | 200 | 100 | 100 | 1.00 (0.90 to 1.10) | 0.50 (0.45 to 0.55) | 2"
-    assert rows[2] == f"| resnet20@128-compiled, bf16 | {cells} |"
-    log = tmp_path / "seed-0.log"
-    log.write_text('$ x\npublished {"seconds": 9.0, "tta_accuracy": 0.5}\n')
-    assert gpu.read_speed94(log) is None  # it was stopped
-    log.write_text(
-        log.read_text()
-        + 'published {"seconds": 4.0, "tta_accuracy": 0.9}\nours {"seconds": 2.0, "tta_accuracy": 0.8}\n'
-    )
-    rows = gpu.speed94_rows({"seed-0": record_of(gpu.read_speed94(log) or {})})
-    assert rows[2:4] == [
-        "| published | 90.00 % | 4.00 (4.00 to 4.00) | 1 |",
-        "| ours | 80.00 % | 2.00 (2.00 to 2.00) | 1 |",
-    ]
-    assert "published / ours within a round: 2.00" in rows[4]
-
-
-@pytest.mark.slow
-def test_a_training_that_a_call_stopped_is_gone_on_with_by_the_next(folders, data_dir, tmp_path):
-    words = ["results", "--cpu", "--data", str(folders), "--data-dir", str(data_dir), "--out", str(tmp_path)]
-    words += ["--only", "li2024-lenet-0", "--", "--epochs", "60", "--eval-every", "5"]
-    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), *words]
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
-
-    run, first = tmp_path / "results/li2024-lenet-0", start()
-    wait_for(run / "metrics.jsonl")
-    first.send_signal(signal.SIGTERM)  # as it sends itself at the end of its time
-    output = first.communicate(timeout=120)[0]
-    assert first.returncode == 75 and "left for the next call: 1 of 1 jobs" in output
-    second = start()
-    output = second.communicate(timeout=300)[0]
-    assert second.returncode == 0 and "| `li2024`, --epochs 60 --eval-every 5 | lenet | 61 % |" in output
-    starts = json.loads((run / "config.json").read_text())["starts"]
-    assert len(starts) == 2 and 0 < starts[1]["from_step"] < 3600
-    third = start()
-    assert "0 of 1 jobs are to be done" in third.communicate(timeout=120)[0] and third.returncode == 0
-
-
-def wait_for(path: Path, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"there is no {path}"
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_every_function_with_a_test_for_a_gpu_is_a_job(tmp_path, capsys):
-    assert gpu.main(["correctness", "--dry-run", "--out", str(tmp_path)]) == 0
-    targets = {line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()}
-    assert {
-        "test_gpu.py::test_memory_stays_flat",
-        "test_engine.py::test_on_a_gpu_stopping_and_going_on_changes_no_bit",
-        "test_launch.py::test_a_config_starts_what_its_name_says",
-    } <= targets
-    assert "test_gpu.py::test_what_fails_is_named_and_tried_again" not in targets
+# Loading
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
