@@ -29,6 +29,7 @@ from benchmarks.gpu_jobs import (  # noqa: E402
     spread,
     table,
 )
+from cifar_dist.exits import FINISHED  # noqa: E402
 
 AUTOTUNE, PLAIN = "max-autotune", "default"  # modes of torch.compile
 AUTOTUNE_S = 60.0  # that it may take
@@ -49,9 +50,13 @@ def speed94(given: argparse.Namespace, record: Record, end: float) -> Ended:
     if given.dry_run:
         print("\n".join(todo))
         return Ended({})
+    prepared = Ended({})
     if given.script and PREPARED not in record.done and any("published" in name for name in todo):
         command = [sys.executable, str(Path(__file__).resolve()), json.dumps([*shared, "--only", "published"])]
-        run_jobs([Job(PREPARED, command, partial(read_last_line, folder / f"{PREPARED}.log"))], record, folder, end)
+        job = Job(PREPARED, command, partial(read_last_line, folder / f"{PREPARED}.log"))
+        prepared = run_jobs([job], record, folder, end)
+        if prepared.statuses[PREPARED] != FINISHED:
+            todo = [name for name in todo if "published" not in name]
     mode = record.done.get(PREPARED, {}).get("result", {}).get("mode", PLAIN)
     jobs = []
     for name in todo:
@@ -63,7 +68,8 @@ def speed94(given: argparse.Namespace, record: Record, end: float) -> Ended:
             own = [f"--mixed-precision={PRECISION}", f"--device={given.device}", *given.train_words]
             words += [f"--ours={word}" for word in (*own, *["--compile"] * (side == "ours compiled"))]
         jobs.append(Job(name, words, partial(read_side, folder / f"{name}.log", mode if side == "published" else "")))
-    return run_jobs(jobs, record, folder, end)
+    ended = run_jobs(jobs, record, folder, end)
+    return Ended({**prepared.statuses, **ended.statuses}, prepared.signalled or ended.signalled)
 
 
 def read_side(log: Path, mode: str) -> Result | None:

@@ -197,7 +197,7 @@ def test_a_failure_is_printed_with_its_traceback_and_a_test_that_ends_its_proces
 @pytest.mark.slow
 def test_every_test_for_a_gpu_is_listed_and_no_other(tmp_path):
     tests = gpu_correctness.listed(given_for(tmp_path, cpu=False))
-    functions = {name.rpartition("/")[2].partition("[")[0] for name in tests}
+    functions = {name.partition("[")[0].rpartition("/")[2] for name in tests}
     assert {
         "test_gpu.py::test_memory_stays_flat",
         "test_engine.py::test_on_a_gpu_stopping_and_going_on_changes_no_bit",
