@@ -57,7 +57,7 @@ def cache_folder(data: str, data_dir: Path, image_size: int | None = None) -> Pa
     check_data_name(data)
     if data not in NAMES:  # of a folder, only what is decoded without a size is known to have lost nothing
         return _sized(data_dir, f"folder-{list_folder(Path(data)).key}", image_size)
-    return _sized(data_dir, data.replace("auto", "cifar10"), None if image_size == SIDE else image_size)
+    return _sized(data_dir, "cifar10" if data == "auto" else data, None if image_size == SIDE else image_size)
 
 
 def _sized(data_dir: Path, key: str, image_size: int | None) -> Path:

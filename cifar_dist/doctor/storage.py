@@ -53,7 +53,7 @@ def needs_no_download(official: str, data_dir: Path) -> bool:
 
 def judge_data(data: str, data_dir: str, image_size: int | None = None) -> Callable[[Sequence[Answer]], list[Line]]:
     """Return the judge of what `measure_data` found for these options."""
-    prepare = f"python -m cifar_dist prepare --data {data.replace('auto', 'cifar10')} --data-dir {data_dir}"
+    prepare = f"python -m cifar_dist prepare --data {'cifar10' if data == 'auto' else data} --data-dir {data_dir}"
     prepare += f" --image-size {image_size}" if image_size else ""
 
     def judge(answers: Sequence[Answer]) -> list[Line]:

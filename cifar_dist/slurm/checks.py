@@ -132,7 +132,7 @@ def check_sweep(options: SubmitOptions, given: dict[str, Any]) -> tuple[int, str
 
 def data_notes(config: TrainConfig) -> list[str]:
     """Return what to do about a data set that the nodes would have to download."""
-    data_dir, key = Path(config.data_dir), config.data.replace("auto", "cifar10")
+    data_dir, key = Path(config.data_dir), "cifar10" if config.data == "auto" else config.data
     caches = [cache_folder(key, data_dir, size) for size in (None, config.image_size)] if key in OFFICIAL else []
     if key not in OFFICIAL or OFFICIAL[key].is_in(data_dir) or any(folder.exists() for folder in caches):
         return []

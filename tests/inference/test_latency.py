@@ -60,7 +60,7 @@ def test_a_cell_holds_what_each_call_took_and_the_warm_up_apart(monkeypatch):
         seen.append(pixels)
         clock.work()
 
-    cell = measure(SimpleNamespace(probabilities=probabilities), 4, 1.0, clock=clock)
+    cell = measure(SimpleNamespace(probabilities=probabilities, side=32), 4, 1.0, clock=clock)
     assert cell == Cell(4, False, (5.0, 0.5, 0.5), (0.25,) * 4)
     assert cell.images_per_s == 16.0
     assert {(tuple(pixels.shape), pixels.dtype) for pixels in seen} == {((4, 3, 32, 32), torch.uint8)}
