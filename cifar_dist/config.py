@@ -96,8 +96,8 @@ class TrainConfig:
     limit_eval: int | None = option(
         None, "validate and test on this many images only, classes balanced", must_be=POSITIVE
     )
-    normalize: Literal["mean_std", "half"] = option(
-        "mean_std", "inputs: (x - mean) / std of the training images, or half: x in [-1, 1]"
+    normalize: Literal["mean_std", "half", "none"] = option(
+        "mean_std", "inputs: (x - mean) / std of the training images; half: x in [-1, 1]; none: x in [0, 1]"
     )
     augment: tuple[str, ...] = option(("crop", "flip"), "augmentations in order, of those listed below; none for none")
 

@@ -24,5 +24,6 @@ class Normalize:
 
 def normalize_as(kind: str, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Normalize:
     """Return what `--normalize` means for images of that mean and std, in [0, 1] per channel."""
-    halves = (0.5,) * len(mean)
-    return Normalize(halves, halves, device) if kind == "half" else Normalize(mean, std, device)
+    channels = len(mean)
+    fixed = {"half": ((0.5,) * channels, (0.5,) * channels), "none": ((0.0,) * channels, (1.0,) * channels)}
+    return Normalize(*fixed.get(kind, (mean, std)), device)

@@ -14,12 +14,14 @@ class Prototypes(NamedTuple):
 
     images: Tensor  # (rows, columns, 3, H, W), normalised
     wins: Tensor  # (rows, columns, K) int64: the training images of each class that a unit wins
+    u_matrix: Tensor  # (rows, columns) float32: how far a unit lies from its neighbours, see `som.u_matrix`
 
 
 class Classifier(nn.Module):
     """Images (B, 3, 32, 32) float -> logits (B, K), in evaluation at least."""
 
     images_to_fit = 0  # training images that `fit` wants to see
+    is_map = False  # whether there are `map_errors`
 
     def fit(self, images: Tensor) -> None:
         """Set what a fresh model takes from normalised training images (N, 3, H, W), not from chance."""
@@ -40,6 +42,10 @@ class Classifier(nn.Module):
 
         `blocks` are this rank's share of the training images: normalised images (B, 3, 32, 32), targets (B,).
         """
+
+    def map_errors(self, images: Tensor) -> Tensor:
+        """Return how badly a map fits each of some normalised images, (B, 2) float32, as `Som.map_errors` defines it."""
+        raise NotImplementedError
 
     def prototypes(self) -> Prototypes | None:
         """Return what the model's units stand for, to be drawn; None where that is no image."""

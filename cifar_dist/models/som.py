@@ -15,6 +15,7 @@ from cifar_dist.models.base import Classifier, Prototypes
 class Som(Classifier):
     """A grid of units, each a weight vector as long as an image, and how many training images of each class it wins."""
 
+    is_map = True
     grid_distances: Tensor  # (U, U) float32: squared distance on the grid between any two units
     wins: Tensor  # (U, K) int64: set by `label`
 
@@ -74,9 +75,39 @@ class Som(Classifier):
             wins.index_put_((winners, targets), torch.ones_like(targets), accumulate=True)
         self.wins.copy_(sum_across_ranks(wins))
 
+    def map_errors(self, images: Tensor) -> Tensor:
+        """Return the distance of each image to its best unit, and 1 where its second best unit isn't a neighbour of that, else 0.
+
+        Their means over images are the quantisation error, in the units of normalised inputs (Kohonen, "Self-Organizing Maps",
+        3rd ed. 2001), and the topographic error (Kiviluoto 1996, "Topology preservation in self-organizing maps"), which is 0
+        where the map keeps neighbours together. Neighbours share a side on the grid. All units count, also those that win no
+        training image. A map of one unit has no second best, and no topographic error.
+        """
+        squares = self.distances(images)
+        nearest, units = squares.topk(min(2, squares.shape[1]), dim=1, largest=False)
+        torn = self.grid_distances[units[:, 0], units[:, -1]] > 1
+        return torch.stack((nearest[:, 0].clamp(min=0).sqrt(), torn.float()), dim=1)
+
     def prototypes(self) -> Prototypes:
         grid = (self.rows, self.columns)
-        return Prototypes(self.weight.detach().view(*grid, 3, 32, 32), self.wins.view(*grid, -1))
+        weights = self.weight.detach()
+        return Prototypes(weights.view(*grid, 3, 32, 32), self.wins.view(*grid, -1), u_matrix(weights.view(*grid, -1)))
+
+
+def u_matrix(weights: Tensor) -> Tensor:
+    """Return for each unit of `weights` (rows, columns, D) the mean distance to its two to four neighbours on the grid.
+
+    Valleys are clusters, ridges their borders (Ultsch and Siemon 1990, "Kohonen's self organizing feature maps for exploratory
+    data analysis"; Kohonen 2001). A map of one unit has no neighbours, and 0.
+    """
+    total, neighbours = torch.zeros(2, *weights.shape[:2], device=weights.device)
+    for dim in (0, 1):
+        before, after = (slice(None),) * dim + (slice(None, -1),), (slice(None),) * dim + (slice(1, None),)
+        between = (weights[after] - weights[before]).square().sum(dim=2).sqrt()
+        for side in (before, after):
+            total[side] += between
+            neighbours[side] += 1
+    return total / neighbours.clamp(min=1)
 
 
 def som(

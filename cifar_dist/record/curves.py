@@ -60,6 +60,19 @@ def _point(
     return Point(last["epoch"], last["step"], loss, accuracy, val_loss, val_accuracy)
 
 
+def merged(lines: Sequence[TrainLine], most: int) -> tuple[list[Point], int]:
+    """Return `most` points at most of training lines, and how many lines in a row make one: the least number that does.
+
+    A point is the mean over its lines' images: what a line would have said, had fewer been written.
+    """
+    size = max(1, -(-len(lines) // most))
+    counts = [
+        line["samples"] - before for line, before in zip(lines, [0, *(line["samples"] for line in lines)], strict=False)
+    ]
+    pairs = list(zip(counts, lines, strict=True))
+    return [_point(pairs[start : start + size]) for start in range(0, len(pairs), size)], size
+
+
 def gap_opening(curve: Sequence[Point]) -> Point | None:
     """Return where over-fitting begins: the point of least validation loss, if the last PATIENCE are all after it and the
     training loss is lower by now; else None (Pandey 2020: training error small while error on new data is large)."""

@@ -40,7 +40,10 @@ LINK_FILE, WANDB_LOG, WANDB_LOCK = "wandb.json", "wandb.log", ".wandb.lock"  # o
 COUNTS = ("step", "samples")  # of a line of metrics.jsonl
 LARGEST = 1e39  # no float32 is as large, and charts can still count with it
 # Numbers, or null.
-MEASURES = ("epoch", "loss", "accuracy", "top2_accuracy", "lr", "gradient_norm", "images_per_second", "seconds")
+MEASURES = (
+    *("epoch", "loss", "accuracy", "top2_accuracy", "quantisation_error", "topographic_error"),
+    *("lr", "gradient_norm", "images_per_second", "seconds"),
+)
 
 
 class RunFolder:

@@ -6,7 +6,7 @@ A reader may meet a run that is only begun, or of another version, so of config.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 Options = dict[str, Any]  # by field of TrainConfig
 Kind = Literal["train", "val", "test"]
@@ -35,6 +35,8 @@ class Result(TypedDict):
     loss: float  # cross-entropy, nats per image
     num_images: int
     per_class_accuracy: dict[str, float | None]  # in the order of the labels; None for a class without images
+    quantisation_error: NotRequired[float]  # of a map: see `Som.map_errors`
+    topographic_error: NotRequired[float]  # in [0, 1]
 
 
 class Counts(TypedDict):

@@ -24,7 +24,7 @@ from cifar_dist.report.drawing import draw
 from cifar_dist.report.html import ASSETS, data_url, write_page
 from cifar_dist.text import percent
 
-MOST_POINTS = 400  # of a curve of training lines
+MOST_POINTS = 300  # of a curve of training lines: the narrowest chart, on a telephone, has no more pixels
 RELOAD_S = 20
 LOOKS = {
     "train": {"name": "training", "color": "var(--series-0)", "dash": ""},
@@ -116,11 +116,31 @@ def charts(lines: Sequence[Line], published: float | None) -> list[dict[str, Any
         _chart("Loss" if comparable else "Training loss", "loss", losses, vlines=marks),
         _chart("Accuracy", "accuracy", accuracies, format="percent", hlines=paper, vlines=marks),
     ]
-    training = _thinned([line for line in lines if line["kind"] == "train"])
+    logged = [line for line in lines if line["kind"] == "train"]
+    if len(logged) > len(curve):  # else they are the points above
+        found += by_step(logged)
+    training = _thinned(logged)
     for key, name in OF_TRAINING.items():
         points = [[line["epoch"], line.get(key)] for line in training]
         found.append(_chart(name.capitalize(), name, [{**LOOKS["train"], "name": name, "points": points}]))
     return [chart for chart in found if chart["series"]]
+
+
+def by_step(training: Sequence[TrainLine]) -> list[dict[str, Any]]:
+    """Return charts of the loss and accuracy that training lines hold by step, as Li and Ghasemi draw them."""
+    curve, size = curves.merged(training, MOST_POINTS)
+    how = "logged line by line" if size == 1 else f"mean of {size} logged lines a point"
+    wanted: tuple[tuple[str, str], ...] = (("loss", "number"), ("accuracy", "percent"))
+    return [
+        _chart(
+            f"Training {what} by step: {how}",
+            what,
+            [LOOKS["train"] | {"points": [[p.step, getattr(p, f"train_{what}")] for p in curve]}],
+            xLabel="step",
+            format=spelled,
+        )
+        for what, spelled in wanted
+    ]
 
 
 def _chart(title: str, name: str, series: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:

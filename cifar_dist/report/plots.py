@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cifar_dist.models.base import Prototypes
-from cifar_dist.record.curves import Point, gap_opening, points
+from cifar_dist.record.curves import Point, gap_opening, merged, points
 from cifar_dist.record.lines import TrainLine
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
-from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save
+from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save, shorten
 from cifar_dist.report.class_plots import draw_confusion, draw_per_class
 from cifar_dist.report.image_grids import Augmented, draw_augmented, draw_mistakes, draw_samples
+
+MOST_POINTS = 700  # of a curve of training lines: its axes have a few pixels more
 
 
 def draw_pictures(
@@ -39,6 +41,7 @@ def draw_pictures(
     if curve := points(record.lines):
         drawn.append(draw_curves(curve, folder / "curves.png", title, published))
     if training := [line for line in record.lines if line["kind"] == "train"]:
+        drawn.append(draw_training_lines(training, folder / "training_lines.png", title))
         limit = record.config.get("max_grad_norm")
         drawn.append(draw_learning_rate(training, folder / "learning_rate.png", title, limit))
     if predictions:
@@ -79,6 +82,30 @@ def draw_curves(curve: Sequence[Point], path: Path, title: str, published: float
             axes.axvline(start.epoch, color=NOTE, linewidth=1, label=f"the gap opens, epoch {start.epoch:g}")
         axes.set(xlabel="epoch", ylabel=name)
         _finish(axes, epochs)
+    return save(figure, path)
+
+
+def draw_training_lines(lines: Sequence[TrainLine], path: Path, title: str) -> Path:
+    """Draw the loss and, where they have it, the accuracy of metrics.jsonl's training lines by step (as Li and Ghasemi do).
+
+    Where there are more lines than pixels, a point is the mean over several lines, and the title says how many.
+    """
+    curve, size = merged(lines, MOST_POINTS)
+    how = "each the mean since the one before" if size == 1 else f"a point is the mean of {size} of them"
+    measured = any(p.train_accuracy is not None for p in curve)
+    figure = new_figure(f"{title}\n{len(lines):,} training lines, {how}", 8, 5.5 if measured else 3.2)
+    panels = figure.subplots(1 + measured, 1, sharex=True, squeeze=False)[:, 0]
+    steps = [p.step for p in curve]
+    _line(panels[0], steps, [p.train_loss for p in curve], TRAIN, "o-")
+    panels[0].set_ylabel("training loss")
+    if measured:
+        _line(panels[1], steps, [_percent(p.train_accuracy) for p in curve], TRAIN, "o-")
+        panels[1].set_ylabel("training accuracy in %")
+    for axes in panels:
+        _finish(axes, steps)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    panels[-1].set_xlabel("step")
+    figure.align_ylabels()
     return save(figure, path)
 
 
@@ -124,34 +151,55 @@ def spans_decades(rates: np.ndarray) -> bool:
 def draw_map(
     units: Prototypes, mean: Sequence[float], std: Sequence[float], classes: Sequence[str], path: Path
 ) -> None:
-    """Draw a map's grid of weight vectors as images, and beside it each unit's majority class, paler where it is less pure.
+    """Draw a map's grid four times: weight vectors as images, U-matrix, each unit's majority class, and how many images it wins.
 
-    Without a ground: the page, which may be dark, shows it.
+    A class is paler where it is less pure. Without a ground: the page, which may be dark, shows it.
     """
-    figure = Figure((16, 8.4), 150, layout="constrained")
-    images, labels = figure.subplots(1, 2)
+    figure = Figure((16, 16.4), 110, layout="constrained")
+    (images, ridges), (labels, hits) = figure.subplots(2, 2)
     pixels = units.images.cpu().numpy() * np.reshape(std, (3, 1, 1)) + np.reshape(mean, (3, 1, 1))
     rows, columns = pixels.shape[:2]
     tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
     images.imshow(tiles.transpose(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3).clip(0, 1))
-    images.set_title(f"weight vectors of {rows} x {columns} units", color=MIDTONE)
-    wins = units.wins.flatten(0, 1).cpu().numpy()
-    totals, majority = wins.sum(axis=1), wins.argmax(axis=1)
-    purity = wins.max(axis=1) / totals.clip(min=1)
-    colours = np.array([matplotlib.colormaps["tab20"](i / 20)[:3] for i in range(20)])[majority % 20]
-    faded = 1 - (1 - colours) * (0.15 + 0.85 * purity[:, None])
-    faded[totals == 0] = 1.0
-    labels.imshow(faded.reshape(rows, columns, 3))
-    for unit, name in enumerate(majority):
-        row, column = divmod(unit, columns)
-        text = classes[name][:5] if totals[unit] else "-"
-        labels.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / columns))
-    labels.set_title("class of most training images each unit wins; paler: less pure, -: wins none", color=MIDTONE)
-    for axes in (images, labels):
+    _title(images, f"weight vectors of {rows} x {columns} units")
+    _scale(ridges, units.u_matrix.cpu().numpy(), "U-matrix: mean distance to the neighbours' weight vectors")
+    _draw_majorities(labels, units.wins.cpu().numpy(), classes)
+    _title(labels, "class of most training images each unit wins; paler: less pure, -: wins none")
+    _scale(hits, units.wins.sum(dim=2).cpu().numpy(), "training images each unit wins")
+    for axes in (images, ridges, labels, hits):
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(MIDTONE)
     save(figure, path, transparent=True)
+
+
+def _draw_majorities(axes: Axes, wins: np.ndarray, classes: Sequence[str]) -> None:
+    """Draw the majority class of each unit, by what it wins (rows, columns, K)."""
+    rows, columns, _ = wins.shape
+    totals, majority = wins.sum(axis=2), wins.argmax(axis=2)
+    purity = wins.max(axis=2) / totals.clip(min=1)
+    colours = np.array([matplotlib.colormaps["tab20"](i / 20)[:3] for i in range(20)])[majority % 20]
+    faded = 1 - (1 - colours) * (0.15 + 0.85 * purity[..., None])
+    faded[totals == 0] = 1.0
+    axes.imshow(faded)
+    for row, column in np.ndindex(rows, columns):
+        text = shorten(classes[majority[row, column]], 5) if totals[row, column] else "-"
+        axes.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / columns))
+
+
+def _scale(axes: Axes, values: np.ndarray, title: str) -> None:
+    """Draw a number for each unit (rows, columns) as a shade, with its scale."""
+    image = axes.imshow(values, cmap="cividis")
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, location="bottom", aspect=40, pad=0.01)
+    bar.ax.tick_params(colors=MIDTONE, labelsize=12)
+    bar.outline.set_edgecolor(MIDTONE)
+    _title(axes, title)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, color=MIDTONE, fontsize=15)
 
 
 def _line(

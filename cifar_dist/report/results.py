@@ -110,7 +110,18 @@ def tiles(record: RunRecord, published: float | None) -> list[Tile]:
                 Tile(f"{name} top-2 accuracy", percent(result.get("top2_accuracy")), "first or second guess right")
             )
             found.append(Tile(f"{name} loss", f"{result['loss']:.4f}", "cross-entropy, nats per image"))
+            found += _map_errors(name, result)
     return [*found, *_gap(lines), *_progress(record, best)]
+
+
+def _map_errors(name: str, result: Result) -> list[Tile]:
+    if "quantisation_error" not in result:
+        return []
+    torn = "images whose best and second best unit are no neighbours"
+    return [
+        Tile(f"{name} quantisation error", f"{result['quantisation_error']:.2f}", "mean distance to the best unit"),
+        Tile(f"{name} topographic error", percent(result.get("topographic_error")), torn),
+    ]
 
 
 def _interval(result: Result) -> str:

@@ -16,6 +16,7 @@ from cifar_dist.errors import DivergedError
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.inputs.plan import cut
 from cifar_dist.models import memory_format
+from cifar_dist.models.base import Classifier
 from cifar_dist.progress import Report, unheard
 from cifar_dist.runtime.collectives import gather_rows, sum_across_ranks
 from cifar_dist.runtime.compiling import eagerly
@@ -54,18 +55,24 @@ def evaluate(
     as far as this rank.
     """
     logits, blocks, start = torch.zeros(len(split), num_classes, device=accelerator.device), 0, time.perf_counter()
+    errors = torch.zeros(len(split), 2, device=accelerator.device)
+    map_ = model if isinstance(model, Classifier) and model.is_map else None
     own_blocks = len(own_share(split, accelerator))
     with evaluating(model, accelerator):
         for blocks, (places, pixels, _) in enumerate(eval_blocks(split, accelerator), start=1):
             images = normalize(pixels)
             for weight, view in six_views(images) if tta else ((1.0, images),):
                 logits[places] += weight * model(view).float()
+            if map_:
+                errors[places] = map_.map_errors(images)
             progress(len(split) * blocks / own_blocks, len(split))
     if accelerator.device.type == "cuda":
         torch.cuda.synchronize(accelerator.device)
     own_s = torch.tensor([(time.perf_counter() - start) / blocks if blocks else 0.0], device=accelerator.device)
     block_s = [seconds or None for seconds in gather_rows(own_s).flatten().tolist()]
     result = replace(EvalResult.of(sum_across_ranks(logits).cpu(), split.labels()), block_s=block_s)
+    if map_:
+        result = replace(result, map_errors=sum_across_ranks(errors).cpu())
     if not math.isfinite(result.loss):
         raise DivergedError("the weights give a loss that is nan or infinite")
     return result

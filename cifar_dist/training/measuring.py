@@ -19,6 +19,7 @@ from cifar_dist.record.reader import read_run
 from cifar_dist.report.score_tables import calibration_line, class_table, top_line
 from cifar_dist.runtime import collectives
 from cifar_dist.scores.summary import Logits, score
+from cifar_dist.text import percent
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.metrics import EvalResult
 from cifar_dist.training.robustness import measure_corruptions
@@ -83,6 +84,9 @@ def measure(
     console.rich.print(class_table(record, title))
     console.say(f"{top_line(record)} on {result.num_images:,} images")
     console.say(calibration_line(record))
+    if result.map_errors is not None:
+        quantisation, topographic = result.map_errors.double().mean(dim=0).tolist()
+        console.say(f"quantisation error {quantisation:.3f}, topographic error {percent(topographic)}")
     if validation is None:
         console.say(no_temperature(split_name))
     record["corruptions"] = None

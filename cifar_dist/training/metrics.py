@@ -82,6 +82,9 @@ class EvalResult:
     loss_sum: float  # cross-entropy, nats, summed over images
     targets: Tensor | None = None  # (M,) int64 on the CPU; None in a result rebuilt from its record
     logits: Tensor | None = None  # (M, K) float32 on the CPU
+    map_errors: Tensor | None = (
+        None  # (M, 2) float32 on the CPU: distance to the best unit, whether its neighbourhood is torn
+    )
     block_s: list[float | None] | None = None  # seconds that each rank took for a block; None of one that had none
 
     @classmethod
@@ -129,13 +132,17 @@ class EvalResult:
 
     def to_dict(self, classes: tuple[str, ...]) -> Result:
         """Return what is recorded of it."""
-        return {
+        result: Result = {
             "accuracy": self.accuracy,
             "top2_accuracy": self.top2_accuracy,
             "loss": self.loss,
             "num_images": self.num_images,
             "per_class_accuracy": dict(zip(classes, self.per_class_accuracy(), strict=True)),
         }
+        if self.map_errors is not None:
+            quantisation, topographic = (math.fsum(errors.tolist()) / self.num_images for errors in self.map_errors.T)
+            result |= {"quantisation_error": quantisation, "topographic_error": topographic}
+        return result
 
     def counted(self, classes: tuple[str, ...]) -> CountedResult:
         """Return the same with the integers that everything derives from."""

@@ -14,7 +14,7 @@ from cifar_dist.inputs.augment.geometry import alternate, crop, cutout, flip, ro
 from cifar_dist.inputs.augment.mix import MIXES, cutmix, mixup, partner_places
 from cifar_dist.inputs.augment.pipeline import ALTERNATE, COLOURS, GEOMETRY
 from cifar_dist.inputs.augment.policy import BINS, OPERATIONS, trivial
-from cifar_dist.inputs.normalize import Normalize
+from cifar_dist.inputs.normalize import Normalize, normalize_as
 from cifar_dist.randomness import Purpose, random_integers, random_uniform
 
 COUNT = 67
@@ -294,6 +294,16 @@ def test_normalize_equals_torchvisions():
 def test_half_maps_bytes_to_minus_one_and_one():
     ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
     assert Normalize((0.5,), (0.5,), torch.device("cpu"))(ends).flatten().tolist() == pytest.approx([-1, 1])
+
+
+def test_without_normalisation_inputs_are_bytes_as_shares():
+    ends = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    normalize = normalize_as("none", (0.49,), (0.25,), torch.device("cpu"))
+    assert normalize(ends).flatten().tolist() == pytest.approx([0, 0.2, 1])
+    reference = v2.ToDtype(torch.float32, scale=True)(PIXELS)
+    ours = normalize_as("none", (0.49,) * 3, (0.25,) * 3, torch.device("cpu"))
+    torch.testing.assert_close(ours(PIXELS), reference, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(ours.undo(ours(PIXELS)), reference, atol=1e-7, rtol=1e-6)
 
 
 def test_grey_weighs_the_channels_as_torchvision_does():

@@ -183,6 +183,31 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     assert points[0] == [0.1, 0.1] and points[-1] == [500.0, 0.1]
 
 
+def test_losses_by_step_are_means_over_the_images_of_lines_in_a_row():
+    lines = [
+        train_line(s) | {"samples": s * s, "accuracy": 1 / s} for s in range(1, 1001)
+    ]  # later lines count for more
+    loss, accuracy = (chart for chart in charts(lines, None) if chart["xLabel"] == "step")
+    assert loss["title"] == "Training loss by step: mean of 4 logged lines a point"
+    points = loss["series"][0]["points"]
+    assert [step for step, _ in points] == [*range(4, 1001, 4)] and len(points) <= MOST_POINTS
+    images = [2 * s - 1 for s in range(1, 1001)]  # s² - (s - 1)²
+    for i, (_, value) in enumerate(points):
+        four = range(4 * i, 4 * i + 4)
+        assert value == pytest.approx(sum(images[j] * 2 / (j + 1) for j in four) / sum(images[j] for j in four))
+    assert [y for _, y in accuracy["series"][0]["points"]] == pytest.approx([y / 2 for _, y in points])
+
+
+def test_lines_that_are_the_curves_points_are_not_drawn_twice():
+    lines = [line for s in (10, 20, 30) for line in (train_line(s), val_line(s))]
+    assert all(chart["xLabel"] == "epoch" for chart in charts(lines, None))
+    finer = [train_line(5), *lines]
+    assert [chart["title"] for chart in charts(finer, None) if chart["xLabel"] == "step"] == [
+        "Training loss by step: logged line by line",
+        "Training accuracy by step: logged line by line",
+    ]
+
+
 def test_the_papers_number_and_the_opening_of_the_gap_are_marked():
     lines = [line for i in range(1, 6) for line in (train_line(10 * i), {**val_line(10 * i), "loss": 1.0 + 0.1 * i})]
     loss, accuracy = charts(lines, 0.61)[:2]

@@ -89,11 +89,22 @@ def test_a_map_is_drawn_as_images_of_its_weights(tmp_path):
     model.wins.copy_(torch.eye(6, 4, dtype=torch.int64))  # the last two units win nothing
     plots.draw_map(model.prototypes(), (0.5,) * 3, (0.25,) * 3, CLASSES, tmp_path / "plots/map.png")
     image = pixels(tmp_path / "plots/map.png")
-    left = image[:, : image.shape[1] // 2]
+    left = image[: image.shape[0] // 2, : image.shape[1] // 2]
     for colour in ("#ff0000", "#00ff00", "#0000ff", "#ffff00", "#ff00ff", "#00ffff"):
         assert has(left, colour), colour
     first, last = (np.argwhere((left == rgb).all(axis=2)).mean(axis=0) for rgb in ([255, 0, 0], [0, 255, 255]))
     assert (last > first + 100).all()  # unit 0 is top left, the last one bottom right
+
+
+@pytest.mark.parametrize("accuracy", [0.5, None])
+def test_training_lines_are_drawn_by_step(tmp_path, accuracy):
+    lines = train_lines(3, 5000, constant, accuracy=accuracy)
+    path = plots.draw_training_lines(lines, tmp_path / "plots/training_lines.png", "a title")
+    image = pixels(path).astype(int)
+    blue = image[..., 2] - image[..., 0] > 40
+    rows = np.flatnonzero(blue.sum(axis=1) > image.shape[1] / 2)  # constant values: level lines
+    assert np.count_nonzero(np.diff(rows) > 50) + 1 == (1 if accuracy is None else 2)
+    assert blue[rows[0]].sum() >= plots.MOST_POINTS  # no more points than pixels
 
 
 @pytest.mark.parametrize(
@@ -248,7 +259,7 @@ def test_augmented_images_are_drawn_as_they_are(tmp_path):
     assert (image[:, 2 * image_grids.SIDE + 2 * image_grids.GAP + 2 :] == 255)[100:].all()  # a long label is cut
 
 
-ALL = ["curves", "learning_rate", "per_class", "confusion_matrix", "samples", "mistakes", "augmented"]
+ALL = ["curves", "training_lines", "learning_rate", "per_class", "confusion_matrix", "samples", "mistakes", "augmented"]
 
 
 @pytest.mark.parametrize(
