@@ -13,6 +13,7 @@ from cifar_dist.exits import FAILED, FINISHED
 from cifar_dist.record.folder import PLOTS
 from cifar_dist.record.predictions import Predictions, read_predictions
 from cifar_dist.record.reader import RunRecord, is_run, not_a_run, read_run, runs_in
+from cifar_dist.record.training_images import read_training_images
 from cifar_dist.report.images import load_pixels
 from cifar_dist.report.page import write_report
 from cifar_dist.report.plots import draw_pictures
@@ -52,7 +53,9 @@ def make_report(folder: Path, data_dir: str | None, console: Console) -> Path:
     record, predictions = read_run(folder), read_predictions(folder)
     pixels, published = find_pixels(record, predictions, data_dir, console), published_accuracy(record)
     if record.config:
-        draw_pictures(record, predictions, pixels, None, folder / PLOTS, record.title, published)
+        draw_pictures(
+            record, predictions, pixels, read_training_images(folder), folder / PLOTS, record.title, published
+        )
     return write_report(folder, pixels, published)
 
 

@@ -124,9 +124,12 @@ class RunFolder:
 
     def write_predictions(self, split: str, step: int, **arrays: Any) -> None:
         """Keep the arrays of `predictions.Predictions`, about `split` and the weights after `step` steps."""
+        self.write_arrays(predictions_file(split), step=step, **arrays)
+
+    def write_arrays(self, name: str, **arrays: Any) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, step=step, **arrays)
-        write_atomically(self.path / predictions_file(split), buffer.getvalue())
+        np.savez(buffer, **arrays)
+        write_atomically(self.path / name, buffer.getvalue())
 
     def drop_predictions(self, step: int) -> None:
         """Remove those of weights after `step`, and those of a test: the run will write them again."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cifar_dist.record.predictions import Predictions
+from cifar_dist.record.training_images import Labelled
 from cifar_dist.report.canvas import MIDTONE, RIGHT, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import describe
 
@@ -22,13 +23,6 @@ WIDTH = GAP + COLUMNS * (SIDE + GAP)
 TITLE_LETTERS = 130  # to a line
 NO_GROUND = "#ffffff00"
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
-
-
-class Augmented(NamedTuple):
-    """Training images as the model sees them, but for normalization."""
-
-    images: np.ndarray  # (N, S, S, 3) float in [0, 1]
-    labels: list[str]  # of two lines at most, each for one of two mixed images
 
 
 class Caption(NamedTuple):
@@ -99,17 +93,22 @@ def draw_mistakes(predictions: Predictions, classes: Sequence[str], pixels: np.n
     return _draw_grid(pixels[places], mistake_captions(predictions, classes, places), path, lines)
 
 
-def draw_augmented(augmented: Augmented, steps: Sequence[str], path: Path, title: str) -> Path:
-    """Draw training images after augmentation by `steps`, each with its label or its two.
+def draw_training_images(kept: Labelled, path: Path, title: str) -> Path:
+    """Draw training images, drawn by the run's seed, each with its class (as Zhang)."""
+    return _draw_labelled(kept, path, [title, f"{len(kept.images)} training images, drawn by the run's seed"])
 
-    Without a ground: the page, which may be dark, shows it.
-    """
-    pixels = np.rint(255 * np.clip(augmented.images, 0, 1)).astype(np.uint8)
-    labels = [label.split("\n") for label in augmented.labels]
+
+def draw_augmented(kept: Labelled, steps: Sequence[str], path: Path, title: str) -> Path:
+    """Draw training images after augmentation by `steps`, each with its label or its two."""
+    return _draw_labelled(kept, path, [title, f"the same training images after {', '.join(steps)}"])
+
+
+def _draw_labelled(kept: Labelled, path: Path, title: Iterable[str]) -> Path:
+    """Draw images with their labels. Without a ground: the page, which may be dark, shows it."""
+    labels = [label.split("\n") for label in kept.labels]
     tallest = max(map(len, labels), default=0)
     captions = [Caption((("", ""),) * (tallest - len(label)) + tuple((part, "") for part in label)) for label in labels]
-    note = f"training images after {', '.join(steps)}" if steps else "training images, not augmented"
-    return _draw_grid(pixels, captions, path, [title, note], MIDTONE, NO_GROUND)
+    return _draw_grid(kept.images, captions, path, title, MIDTONE, NO_GROUND)
 
 
 def _draw_grid(

@@ -32,6 +32,7 @@ LOOKS = {
 }
 OF_TRAINING = {"lr": "learning rate", "gradient_norm": "gradient norm", "images_per_second": "images per second"}
 PICTURES = {
+    "training_images.png": "Training images, drawn by the seed",
     "augmented.png": "What training sees: augmented images",
     "map.png": "The map: its units' weight vectors, and the class each stands for",
 }

@@ -15,9 +15,10 @@ from cifar_dist.record.curves import Point, gap_opening, merged, points
 from cifar_dist.record.lines import TrainLine
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
+from cifar_dist.record.training_images import TrainingImages
 from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save, shorten
 from cifar_dist.report.class_plots import draw_confusion, draw_per_class
-from cifar_dist.report.image_grids import Augmented, draw_augmented, draw_mistakes, draw_samples
+from cifar_dist.report.image_grids import draw_augmented, draw_mistakes, draw_samples, draw_training_images
 
 MOST_POINTS = 700  # of a curve of training lines: its axes have a few pixels more
 
@@ -26,7 +27,7 @@ def draw_pictures(
     record: RunRecord,
     predictions: Predictions | None,
     pixels: np.ndarray | None,
-    augmented: Augmented | None,
+    training_images: TrainingImages | None,
     folder: Path,
     title: str,
     published: float | None,
@@ -51,11 +52,14 @@ def draw_pictures(
         drawn.append(draw_samples(predictions, classes, folder / "samples.png", title))
         if pixels is not None:
             drawn.append(draw_mistakes(predictions, classes, pixels, folder / "mistakes.png", title))
-    if augmented:
+    if training_images:
+        plain, augmented = training_images
+        drawn.append(draw_training_images(plain, folder / "training_images.png", title))
         steps, size = [*record.config.get("augment", [])], augmented.images.shape[1]
         if size == record.config.get("early_size"):
             steps.append(f"shrinking to {size} x {size} pixels")
-        drawn.append(draw_augmented(augmented, steps, folder / "augmented.png", title))
+        if steps:
+            drawn.append(draw_augmented(augmented, steps, folder / "augmented.png", title))
     return drawn
 
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cifar_dist.data import Split
+from cifar_dist.inputs.plan import epoch_order
 from cifar_dist.record.folder import PAGE_FILE, PLOTS
 from cifar_dist.record.predictions import read_predictions
 from cifar_dist.record.reader import read_run
+from cifar_dist.record.training_images import Labelled, TrainingImages, write_training_images
 from cifar_dist.report.provenance import published_accuracy
 from cifar_dist.text import reason
 from cifar_dist.tracking.link import Mode
@@ -20,7 +23,7 @@ from cifar_dist.tracking.tensorboard import TensorBoard
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.recording import Run
 
-NUM_AUGMENTED = 40  # training images in the picture of augmentations
+NUM_SHOWN = 40  # training images that are kept and drawn
 # A cluster gives an interrupted run little time.
 WAIT_FOR_WANDB_S = {"finished": 60.0, "interrupted": 10.0, "failed": 10.0}
 
@@ -65,13 +68,13 @@ class Views:
         write_report(folder, self._images(), published_accuracy(read_run(folder)))
 
     def _draw(self) -> None:
-        from cifar_dist.report.image_grids import Augmented  # the same
-        from cifar_dist.report.plots import draw_map, draw_pictures
+        from cifar_dist.report.plots import draw_map, draw_pictures  # the same
 
         run, folder = self.run, self.run.folder.path
         record, predictions = read_run(folder), read_predictions(folder)
-        augmented, published = Augmented(*augmented_images(run.trainer)), published_accuracy(record)
-        draw_pictures(record, predictions, self._images(), augmented, folder / PLOTS, record.title, published)
+        kept, published = training_images(run.trainer), published_accuracy(record)
+        write_training_images(run.folder, kept)
+        draw_pictures(record, predictions, self._images(), kept, folder / PLOTS, record.title, published)
         if units := run.trainer.state.eval_model.prototypes():
             mean, std = run.trainer.normalize.mean, run.trainer.normalize.std
             draw_map(units, mean, std, run.trainer.dataset.classes, folder / PLOTS / "map.png")
@@ -93,16 +96,22 @@ class Views:
             self.run.console.warn(f"no {what} in {self.run.folder.path}: {reason(error)}")
 
 
-def augmented_images(trainer: Trainer) -> tuple[np.ndarray, list[str]]:
-    """Return the first training images of the run as its first steps saw them, (N, S, S, 3) in [0, 1], and their labels."""
-    places = torch.arange(min(NUM_AUGMENTED, trainer.plan.num_images), device=trainer.device)
+def training_images(trainer: Trainer) -> TrainingImages:
+    """Return the first training images of the run, which its seed has drawn: as they are, and as its first steps saw them."""
+    num_images, classes = trainer.plan.num_images, trainer.dataset.classes
+    places = torch.arange(min(NUM_SHOWN, num_images), device=trainer.device)
     with torch.inference_mode():
+        order = epoch_order(trainer.config.seed, 0, num_images, trainer.device)
+        pixels, targets = trainer.splits.train.gather(order[places])
         images, labels, _ = trainer.batches.load(0, places)
-        pixels = trainer.normalize.undo(images).permute(0, 2, 3, 1).cpu().numpy()
-    names = [trainer.dataset.classes[target] for target in labels.targets.tolist()]
+        augmented = trainer.normalize.undo(images).mul_(255).round_().byte()
+    names = [classes[target] for target in labels.targets.tolist()]
     if labels.others is not None and labels.share is not None:
         mixed = zip(names, labels.others.tolist(), labels.share.tolist(), strict=True)
-        names = [
-            f"{share:.0%} {name}\n{1 - share:.0%} {trainer.dataset.classes[other]}" for name, other, share in mixed
-        ]
-    return pixels, names
+        names = [f"{share:.0%} {name}\n{1 - share:.0%} {classes[other]}" for name, other, share in mixed]
+    plain = Labelled(_as_seen(pixels), [classes[target] for target in targets.tolist()])
+    return TrainingImages(plain, Labelled(_as_seen(augmented), names))
+
+
+def _as_seen(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).cpu().numpy()

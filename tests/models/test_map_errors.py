@@ -67,7 +67,8 @@ def test_the_u_matrix_is_the_mean_distance_to_the_neighbours_on_the_grid(rows, c
     np.testing.assert_allclose(u_matrix(weights).flatten().numpy(), expected, rtol=1e-6)
 
 
-OPTIONS = "--model som --model-options rows=3 columns=4 --epochs 1 --batch-size 20 --seed 3 --threads 1".split()
+OPTIONS = ["--model", "som", "--model-options", "rows=3", "columns=4"]
+OPTIONS += ["--epochs", "1", "--batch-size", "20", "--seed", "3", "--threads", "1"]
 
 
 def test_every_evaluation_of_a_map_has_its_errors(train, folders, data_dir):

@@ -8,14 +8,17 @@ import torch
 from helpers.runs import ROOT
 from PIL import Image
 
+from cifar_dist.__main__ import main
+from cifar_dist.data import load_dataset
 from cifar_dist.models.som import Som
 from cifar_dist.record.curves import Point
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
+from cifar_dist.record.training_images import Labelled, TrainingImages, read_training_images
 from cifar_dist.report import canvas, class_plots, image_grids, plots
 from cifar_dist.report.canvas import RIGHT, TRAIN, VAL, WRONG, rough_percent, shorten
 from cifar_dist.report.class_plots import class_scores, confusion_matrix, draw_confusion
-from cifar_dist.report.image_grids import Augmented, mistake_captions, mistake_places, sample_captions
+from cifar_dist.report.image_grids import mistake_captions, mistake_places, sample_captions
 
 CURVE = [Point(i + 1.0, i, 2 / (i + 1), 1 - 0.5 / (i + 1), 1 + abs(i - 4) / 4, 0.7) for i in range(12)]
 CLASSES = ("cat", "dog", "bird", "ship")
@@ -248,10 +251,10 @@ def test_a_perfect_model_is_said_to_make_no_mistake(tmp_path, monkeypatch):
 
 
 def test_augmented_images_are_drawn_as_they_are(tmp_path):
-    images = np.zeros((2, 32, 32, 3))
-    images[0, ..., 0], images[1] = 1.0, 0.5
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[0, ..., 0], images[1] = 255, 128
     path = image_grids.draw_augmented(
-        Augmented(images, ["cat 62 %\ndog 38 %", "a" * 300]), ["mixup"], tmp_path / "p/augmented.png", "a title"
+        Labelled(images, ["cat 62 %\ndog 38 %", "a" * 300]), ["mixup"], tmp_path / "p/augmented.png", "a title"
     )
     image = pixels(path)
     assert (image == [255, 0, 0]).all(axis=2).sum() == image_grids.SIDE**2
@@ -259,7 +262,17 @@ def test_augmented_images_are_drawn_as_they_are(tmp_path):
     assert (image[:, 2 * image_grids.SIDE + 2 * image_grids.GAP + 2 :] == 255)[100:].all()  # a long label is cut
 
 
-ALL = ["curves", "training_lines", "learning_rate", "per_class", "confusion_matrix", "samples", "mistakes", "augmented"]
+ALL = [
+    "curves",
+    "training_lines",
+    "learning_rate",
+    "per_class",
+    "confusion_matrix",
+    "samples",
+    "mistakes",
+    "training_images",
+    "augmented",
+]
 
 
 @pytest.mark.parametrize(
@@ -279,10 +292,10 @@ def test_every_picture_that_can_be_drawn_is_drawn_within_its_edges(tmp_path, num
     config = {"augment": ["crop", "flip"], "max_grad_norm": 1.0}
     record = RunRecord(Path("run"), status, "", config, {"classes": classes}, [], {"epoch": 0.4}, lines)
     made = drawn_predictions(num_classes)
-    augmented = Augmented(np.zeros((3, 32, 32, 3)), ["cat"] * 3)
+    shown = Labelled(np.zeros((3, 32, 32, 3), np.uint8), ["cat"] * 3)
     title = "RECIPE " * 30 + "$, SYNTHETIC DATA"
     images = np.zeros((300, 32, 32, 3), np.uint8)
-    drawn = plots.draw_pictures(record, made, images, augmented, tmp_path / "plots", title, 0.9)
+    drawn = plots.draw_pictures(record, made, images, TrainingImages(shown, shown), tmp_path / "plots", title, 0.9)
     assert [path.stem for path in drawn] == expected
     for path in drawn:
         image = pixels(path)
@@ -304,6 +317,32 @@ def test_a_run_draws_its_pictures(train):
     assert math.isclose(gap, last - val)
 
 
+def test_training_images_are_kept_as_they_are_and_as_the_first_step_saw_them(train, folders, data_dir):
+    result = train("--augment", "flip", pictures=True)
+    kept, dataset = read_training_images(result.folder), load_dataset(str(folders), data_dir)
+    names = [dataset.classes[target] for target in dataset.train.targets]
+    pictures = dataset.train.images.permute(0, 2, 3, 1).numpy()
+    whereabouts = [np.flatnonzero((pictures == image).all(axis=(1, 2, 3))) for image in kept.plain.images]
+    assert len(whereabouts) == 40
+    assert all(name in {names[i] for i in found} for name, found in zip(kept.plain.labels, whereabouts, strict=True))
+    assert sorted(found[0] for found in whereabouts) != [found[0] for found in whereabouts]  # in the order of a draw
+    same = (kept.augmented.images == kept.plain.images).all(axis=(1, 2, 3))
+    mirrored = (kept.augmented.images == kept.plain.images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same | mirrored).all() and not same.all() and not mirrored.all()
+
+
+def test_training_images_are_drawn_from_the_record_where_the_data_are_gone(train, tmp_path):
+    result = train(pictures=True, name="moved")
+    plots_folder = result.folder / "plots"
+    before = {name: (plots_folder / name).read_bytes() for name in ("training_images.png", "augmented.png")}
+    for name in before:
+        (plots_folder / name).unlink()
+    assert main(["report", str(result.folder), "--data-dir", str(tmp_path / "nothing")]) == 0
+    assert {name: (plots_folder / name).read_bytes() for name in before} == before
+    (result.folder / "training-images.npz").write_bytes(b"PK torn")
+    assert read_training_images(result.folder) is None
+
+
 def test_a_map_draws_its_grid(train):
     result = train("--model", "som", "--model-options", "rows=3", "columns=4", pictures=True)
     assert (result.folder / "plots/map.png").exists()
@@ -322,7 +361,7 @@ def test_a_picture_that_fails_costs_a_warning_not_the_run(train, monkeypatch, ca
 
 def test_pictures_that_a_page_shows_have_no_ground_of_their_own(tmp_path):
     """And the ink reads on a white page and on a dark one: WCAG's contrast, of large text at least 3."""
-    shown = Augmented(np.zeros((3, 32, 32, 3)), ["cat"] * 3)
+    shown = Labelled(np.zeros((3, 32, 32, 3), np.uint8), ["cat"] * 3)
     path = image_grids.draw_augmented(shown, ["crop"], tmp_path / "augmented.png", "a title")
     model = Som(4, 2, 3, 1.0, 0.5)
     plots.draw_map(model.prototypes(), (0.5,) * 3, (0.25,) * 3, CLASSES, tmp_path / "map.png")
