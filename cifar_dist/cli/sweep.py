@@ -17,13 +17,14 @@ from cifar_dist.exits import FINISHED, INTERRUPTED
 from cifar_dist.options import add_flags
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.repeats import REPEATS, Point, varying, without
+from cifar_dist.report.heat import heat_maps
 from cifar_dist.sweep.prepare import SHIPPED, SweepOptions, find_file, prepare
 from cifar_dist.sweep.ranking import Candidate, rank
 from cifar_dist.sweep.study import Study, check_record, overall, run_all
 from cifar_dist.text import option_text
 
 SHARED = tuple(f.name for f in fields(TrainConfig) if f.name != "output_dir")
-RANKING_FILE = "ranking.json"
+RANKING_FILE, HEAT_FILE = "ranking.json", "ranking.png"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,10 +108,25 @@ def show_ranking(study: Study, console: Console) -> None:
         table.add_row(*map(escape, cells), style=None if candidate.complete else "dim")
     console.rich.print(table)
     console.synthetic_note(synthetic)
+    if path := draw_heat(study, candidates, names, synthetic):
+        console.say(f"heat maps of it: {path}")
     if unfinished := sum(not candidate.complete for candidate in candidates):
         console.warn(f"{unfinished} of {len(candidates)} lines have runs that are not finished, and no rank")
     if best:
         console.say(f"to train and test the best{' so far' * bool(unfinished)}: {best}")
+
+
+def draw_heat(study: Study, candidates: Sequence[Candidate], names: Sequence[str], synthetic: bool) -> Path | None:
+    """Draw the metric over every two options of the sweep, and return the picture; None where no two make a map."""
+    measured = [(candidate.options, candidate.mean if candidate.complete else None) for candidate in candidates]
+    maps = heat_maps(measured, names)
+    if not maps:
+        return None
+    from cifar_dist.report.heat_plot import draw_heat_maps  # slow to import
+
+    metric, maximize = study.sweep.metric, study.sweep.goal == "maximize"
+    title = f"{study.folder.name}: {metric.name}, mean over seeds and folds; framed: the best{', SYNTHETIC DATA' * synthetic}"
+    return draw_heat_maps(maps, metric.text, maximize, study.folder / HEAT_FILE, title)
 
 
 def record_of(candidate: Candidate, place: int, names: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cifar_dist.compare.groups import Comparison, Group, repeat_of, value_of
 from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.record.folder import PAGE_FILE
 from cifar_dist.record.metric import METRICS, Metric
+from cifar_dist.report.heat import HeatMap, heat_maps
 from cifar_dist.report.html import write_page
 from cifar_dist.text import NONE, SHOWN, clock, option_text, percent
 
@@ -52,7 +53,34 @@ def write_comparison_page(
             for run in group.runs
         ],
         charts=chart_data(comparison),
+        heat=[heat_table(one, comparison.metric) for one in searched(comparison)],
     )
+
+
+def searched(comparison: Comparison) -> list[HeatMap]:
+    """Return the metric over every two options in which the configurations differ."""
+    return heat_maps([(group.options, group.mean) for group in comparison.groups], comparison.differing)
+
+
+def heat_table(one: HeatMap, metric: Metric) -> Shown:
+    """Return a heat map as a table: each cell with its number, and how far it lies between the least and the largest, in [0, 1]."""
+    means = [mean for row in one.means for mean in row if mean is not None]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    best = one.best(maximize=metric.is_share)
+    return {
+        "map": one,
+        "cells": [
+            [
+                {
+                    "text": "" if mean is None else metric.text(mean),
+                    "depth": None if mean is None else round((mean - low) / span, 3),
+                    "best": (i, j) == best,
+                }
+                for j, mean in enumerate(row)
+            ]
+            for i, row in enumerate(one.means)
+        ],
+    }
 
 
 def group_row(group: Group, difference: Difference | None, comparison: Comparison, here: Path) -> Shown:

@@ -34,7 +34,8 @@ OF_TRAINING = {"lr": "learning rate", "gradient_norm": "gradient norm", "images_
 PICTURES = {
     "training_images.png": "Training images, drawn by the seed",
     "augmented.png": "What training sees: augmented images",
-    "map.png": "The map: its units' weight vectors, and the class each stands for",
+    "embedding.png": "What the last layer sees: images near each other where their features are",
+    "map.png": "The map: its units' weight vectors, how far they lie from their neighbours, the class each stands for, and what it wins",
 }
 
 

@@ -16,7 +16,7 @@ from cifar_dist.record.lines import TrainLine
 from cifar_dist.record.predictions import Predictions
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.record.training_images import TrainingImages
-from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save, shorten
+from cifar_dist.report.canvas import MIDTONE, NOTE, TRAIN, VAL, new_figure, save
 from cifar_dist.report.class_plots import draw_confusion, draw_per_class
 from cifar_dist.report.image_grids import draw_augmented, draw_mistakes, draw_samples, draw_training_images
 
@@ -187,8 +187,8 @@ def _draw_majorities(axes: Axes, wins: np.ndarray, classes: Sequence[str]) -> No
     faded[totals == 0] = 1.0
     axes.imshow(faded)
     for row, column in np.ndindex(rows, columns):
-        text = shorten(classes[majority[row, column]], 5) if totals[row, column] else "-"
-        axes.text(column, row, text, ha="center", va="center", fontsize=min(9.0, 110 / columns))
+        text = classes[majority[row, column]][:5] if totals[row, column] else "-"
+        axes.text(column, row, text, ha="center", va="center", fontsize=min(11.0, 150 / columns))
 
 
 def _scale(axes: Axes, values: np.ndarray, title: str) -> None:
@@ -203,7 +203,7 @@ def _scale(axes: Axes, values: np.ndarray, title: str) -> None:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, color=MIDTONE, fontsize=15)
+    axes.set_title(text, color=MIDTONE, fontsize=13)
 
 
 def _line(

@@ -17,6 +17,7 @@ from cifar_dist.errors import UserError
 from cifar_dist.files import is_sealed, parse_json, read_file, sealed
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
+from cifar_dist.models.base import Classifier
 from cifar_dist.record.digest import digest
 from cifar_dist.record.folder import WEIGHTS_FILE
 from cifar_dist.record.reader import runs_in
@@ -67,7 +68,7 @@ def unpack_weights(data: bytes) -> dict[str, Tensor]:
     return safetensors.torch.load(data)
 
 
-def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_weights(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """Rebuild the model of a weights file, on the CPU, in evaluation mode; return it with what the file says of itself.
 
     Raises `UserError` where the file isn't one of ours, or no longer what was written.
