@@ -24,7 +24,9 @@ WIDTH, HEIGHT = 9.0, 7.5  # inches
 def check_installed() -> None:
     """Raise `UserError` where scikit-learn isn't installed."""
     if find_spec("sklearn") is None:
-        raise UserError("--embedding needs scikit-learn, which isn't installed; python -m pip install scikit-learn")
+        raise UserError(
+            "--embedding needs scikit-learn, which isn't installed; pip install scikit-learn, or leave it out"
+        )
 
 
 def choose(num_images: int, seed: int) -> np.ndarray:
@@ -57,7 +59,7 @@ def last_features(model: nn.Module, pixels: np.ndarray, normalize: Normalize) ->
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
     """Return t-SNE's points (N, 2) float32 of features (N, D) (van der Maaten and Hinton 2008, by scikit-learn)."""
-    from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+    from sklearn.manifold import TSNE
 
     if len(features) < 5:
         raise UserError(f"an embedding of {len(features)} images shows nothing; give 5 or more")

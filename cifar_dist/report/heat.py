@@ -31,7 +31,7 @@ class HeatMap:
         most = max(count for row in self.counts for count in row)
         if not self.averaged:
             return "a cell is one configuration" if most == 1 else f"a cell is the mean of up to {most} configurations"
-        return f"a cell is the mean over {', '.join(self.averaged)}: of up to {most} configurations"
+        return f"a cell is the mean over {', '.join(self.averaged)}: up to {most} configurations"
 
     def best(self, maximize: bool) -> tuple[int, int]:
         """Return row and column of the best mean, the first of equal ones."""

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from cifar_dist.report.canvas import VERMILLION, new_figure, plain, save, shorten
+from cifar_dist.report.canvas import VERMILLION, new_figure, plain, save, shorten, wrap
 from cifar_dist.report.heat import HeatMap
 
 ACROSS = 2  # maps beside each other
@@ -23,15 +23,16 @@ def draw_heat_maps(
     """
     across = min(ACROSS, len(maps))
     down = -(-len(maps) // across)
-    width = max(6.0, max(1.6 + 0.85 * len(one.columns) for one in maps) * across)
-    heights = [max(1.6 + 0.4 * len(one.rows) for one in maps[i : i + across]) for i in range(0, len(maps), across)]
-    figure = new_figure(title, width, 0.6 + sum(heights))
+    panel = max(5.0, max(1.6 + 0.85 * len(one.columns) for one in maps))
+    heights = [max(1.8 + 0.4 * len(one.rows) for one in maps[i : i + across]) for i in range(0, len(maps), across)]
+    figure = new_figure(title, panel * across, 0.6 + sum(heights))
     axes = figure.subplots(down, across, squeeze=False, height_ratios=heights).flatten()
     means = [mean for one in maps for row in one.means for mean in row if mean is not None]
-    for panel, one in zip(axes, maps, strict=False):
-        _draw(panel, one, (min(means), max(means)), text, maximize)
-    for panel in axes[len(maps) :]:
-        panel.set_axis_off()
+    for place, one in zip(axes, maps, strict=False):
+        _draw(place, one, (min(means), max(means)), text, maximize)
+        place.set_title(wrap(one.note, panel - 1.5), fontsize=9)
+    for place in axes[len(maps) :]:
+        place.set_axis_off()
     return save(figure, path)
 
 
@@ -48,6 +49,5 @@ def _draw(axes: Axes, one: HeatMap, limits: tuple[float, float], text: Callable[
     axes.set_xticks(range(len(one.columns)), [plain(shorten(value, LETTERS)) for value in one.columns])
     axes.set_yticks(range(len(one.rows)), [plain(shorten(value, LETTERS)) for value in one.rows])
     if sum(len(value) for value in one.columns) > 9 * len(one.columns):
-        axes.tick_params("x", rotation=30)
+        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=20, ha="right")
     axes.set(xlabel=plain(one.column_name), ylabel=plain(one.row_name))
-    axes.set_title(plain(one.note), fontsize=9)

@@ -131,13 +131,13 @@ def charts(lines: Sequence[Line], published: float | None) -> list[dict[str, Any
 def by_step(training: Sequence[TrainLine]) -> list[dict[str, Any]]:
     """Return charts of the loss and accuracy that training lines hold by step, as Li and Ghasemi draw them."""
     curve, size = curves.merged(training, MOST_POINTS)
-    how = "logged line by line" if size == 1 else f"mean of {size} logged lines a point"
+    how = "" if size == 1 else f": a point is the mean of {size} logged lines"
     wanted: tuple[tuple[str, str], ...] = (("loss", "number"), ("accuracy", "percent"))
     return [
         _chart(
-            f"Training {what} by step: {how}",
+            f"Training {what} by step{how}",
             what,
-            [LOOKS["train"] | {"points": [[p.step, getattr(p, f"train_{what}")] for p in curve]}],
+            [LOOKS["train"] | {"name": what, "points": [[p.step, getattr(p, f"train_{what}")] for p in curve]}],
             xLabel="step",
             format=spelled,
         )

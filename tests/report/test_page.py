@@ -188,7 +188,7 @@ def test_losses_by_step_are_means_over_the_images_of_lines_in_a_row():
         train_line(s) | {"samples": s * s, "accuracy": 1 / s} for s in range(1, 1001)
     ]  # later lines count for more
     loss, accuracy = (chart for chart in charts(lines, None) if chart["xLabel"] == "step")
-    assert loss["title"] == "Training loss by step: mean of 4 logged lines a point"
+    assert loss["title"] == "Training loss by step: a point is the mean of 4 logged lines"
     points = loss["series"][0]["points"]
     assert [step for step, _ in points] == [*range(4, 1001, 4)] and len(points) <= MOST_POINTS
     images = [2 * s - 1 for s in range(1, 1001)]  # s² - (s - 1)²
@@ -203,8 +203,8 @@ def test_lines_that_are_the_curves_points_are_not_drawn_twice():
     assert all(chart["xLabel"] == "epoch" for chart in charts(lines, None))
     finer = [train_line(5), *lines]
     assert [chart["title"] for chart in charts(finer, None) if chart["xLabel"] == "step"] == [
-        "Training loss by step: logged line by line",
-        "Training accuracy by step: logged line by line",
+        "Training loss by step",
+        "Training accuracy by step",
     ]
 
 
