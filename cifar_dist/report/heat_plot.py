@@ -46,8 +46,8 @@ def _draw(axes: Axes, one: HeatMap, limits: tuple[float, float], text: Callable[
             axes.text(column, row, text(value), ha="center", va="center", color=ink, fontsize=9)
     row, column = one.best(maximize)
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=VERMILLION, linewidth=3))
-    axes.set_xticks(range(len(one.columns)), [plain(shorten(value, LETTERS)) for value in one.columns])
+    slanted = sum(len(value) for value in one.columns) > 9 * len(one.columns)
+    labels = [plain(shorten(value, LETTERS)) for value in one.columns]
+    axes.set_xticks(range(len(labels)), labels, rotation=20 * slanted, ha="right" if slanted else "center")
     axes.set_yticks(range(len(one.rows)), [plain(shorten(value, LETTERS)) for value in one.rows])
-    if sum(len(value) for value in one.columns) > 9 * len(one.columns):
-        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=20, ha="right")
     axes.set(xlabel=plain(one.column_name), ylabel=plain(one.row_name))
