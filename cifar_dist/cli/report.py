@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             console.say(f"written to {path}")
         except Exception as error:  # a folder may hold anything; the others are made
             failures += 1
-            console.warn(f"no page of {folder}: {reason(error)}")
+            console.warn(f"no page of {folder}: {error if isinstance(error, UserError) else reason(error)}")
     return FAILED if failures else FINISHED
 
 
