@@ -25,7 +25,10 @@ from cifar_dist.training.weights import load_weights
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 QUICK = ("lenet", "som", "zhang", "mlp", "resnet20")  # of each kind one; others take up to half a minute
-EVERY_MODEL = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
+DEEPER = ("resnet32", "resnet44", "resnet56", "resnet110", "resnet34")  # of the same blocks as one that is tried
+EVERY_MODEL = [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS if name not in DEEPER
+]
 ALONE = [sys.executable, "-I", "-c"]  # neither this folder nor PYTHONPATH is on the path
 
 

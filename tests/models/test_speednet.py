@@ -12,7 +12,7 @@ from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
 from cifar_dist.models.base import Classifier
 from cifar_dist.models.speednet import COVARIANCE_FLOOR, whitening_filters
-from cifar_dist.training import run as run_module
+from cifar_dist.training import build as build_module
 
 TINY = [
     "--model",
@@ -159,8 +159,8 @@ def expected_filters(folders, data_dir, limit: int) -> torch.Tensor:
 def test_filters_are_fitted_to_the_training_images_once_and_stay_through_stopping_and_going_on(
     train, monkeypatch, folders, data_dir, ema
 ):
-    fitted, fit = [], run_module.fit_to_images
-    monkeypatch.setattr(run_module, "fit_to_images", lambda *given: (fitted.append(1), fit(*given)))
+    fitted, fit = [], build_module.fit_to_images
+    monkeypatch.setattr(build, "fit_to_images", lambda *given: (fitted.append(1), fit(*given)))
     whole = train(*SHORT, *ema, name="whole")
     assert whole.status == 0 and len(fitted) == 1
     assert torch.equal(load(whole.weights())["whiten.weight"], expected_filters(folders, data_dir, 64))
