@@ -160,7 +160,7 @@ def test_filters_are_fitted_to_the_training_images_once_and_stay_through_stoppin
     train, monkeypatch, folders, data_dir, ema
 ):
     fitted, fit = [], build_module.fit_to_images
-    monkeypatch.setattr(build, "fit_to_images", lambda *given: (fitted.append(1), fit(*given)))
+    monkeypatch.setattr(build_module, "fit_to_images", lambda *given: (fitted.append(1), fit(*given)))
     whole = train(*SHORT, *ema, name="whole")
     assert whole.status == 0 and len(fitted) == 1
     assert torch.equal(load(whole.weights())["whiten.weight"], expected_filters(folders, data_dir, 64))
