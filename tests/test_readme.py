@@ -119,8 +119,8 @@ def test_the_walkthroughs_of_contributing_fit_the_code_as_it_is():
     assert int(number[1]) == max(Purpose) + 1  # one that nothing else uses
 
 
-# These need a server, a network or a cluster, and have tests of their own.
-ELSEWHERE = "sync|prepare|doctor|submit|queue"
+# These need a server, a network, a cluster or a minute, and have tests of their own.
+ELSEWHERE = "sync|prepare|doctor|submit|queue|explain"
 IN_BLOCKS = re.findall(rf"^    python -m cifar_dist (?!{ELSEWHERE})(.*)$", README + "\n" + PAGES, re.MULTILINE)
 IN_TABLE = re.findall(
     rf"`python -m cifar_dist (?!{ELSEWHERE}|[A-Z]|verify`|bisect`|predict`|latency`|export`|\w+ (?:FILE|MODEL))([^`]*)`",

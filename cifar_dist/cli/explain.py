@@ -11,9 +11,9 @@ from cifar_dist.config import POSITIVE, TrainConfig, check_bounds, option
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.exits import FINISHED
-from cifar_dist.explain.suggestions import WORTH_SAYING, candidates
+from cifar_dist.explain.suggestions import WORTH_SAYING, Suggestion, candidates
 from cifar_dist.files import read_json, write_json
-from cifar_dist.options import add_flags
+from cifar_dist.options import add_flags, check_output
 from cifar_dist.record.lines import Line
 from cifar_dist.record.reader import RunRecord, is_run, not_a_run, read_run
 from cifar_dist.runtime.workers import WorkerError, run_worker
@@ -34,11 +34,12 @@ class ExplainOptions:
     """The options of `explain`."""
 
     data_dir: str | None = option(None, "where the decoded data is kept (default: where the run had it)")
-    seconds: float = option(3.0, "how long each thing is measured, after a warm-up", must_be=POSITIVE)
+    seconds: float = option(2.0, "how long each thing is measured, after a warm-up", must_be=POSITIVE)
     output: str = option("", "where to write the JSON (default: explain.json in the run folder)")
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_output(self.output)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,15 +64,13 @@ def main(argv: Sequence[str]) -> int:
     content["step"] = found = measure(config, world_size, options.seconds, closely=True)
     for line in step_lines(found):
         console.say(line)
-    content["suggestions"] = tried = []
-    for suggestion in candidates(config, found["threads"], world_size):
-        console.say(f"trying {suggestion.option}", "dim")
-        try:
-            ratios = compare(config, suggestion.config, world_size, options.seconds)
-        except (UserError, WorkerError) as error:
-            console.say(f"{suggestion.option} can't be tried: {error}", "dim")
-            continue
-        tried.append({"option": suggestion.option, "note": suggestion.note, "times_as_fast": ratios})
+    suggestions = list(candidates(config, found["threads"], world_size))
+    if suggestions:
+        console.say(f"trying {', '.join(one.option for one in suggestions)}, in turns with the step as it is", "dim")
+    content["suggestions"] = tried = compare(config, suggestions, world_size, options.seconds)
+    for one in tried:
+        if one["problem"]:
+            console.say(f"{one['option']} can't be tried: {one['problem']}", "dim")
     console.say(suggestion_line(tried))
     output = Path(options.output) if options.output else Path(folder) / "explain.json"
     write_json(output, content)
@@ -102,13 +101,23 @@ def measure(config: TrainConfig, world_size: int, seconds: float, closely: bool 
         return found
 
 
-def compare(config: TrainConfig, other: TrainConfig, world_size: int, seconds: float) -> list[float]:
-    """Return how many times as fast the other's steps are, in rounds that take turns."""
-    ratios = []
-    for _ in range(ROUNDS):
-        ours, theirs = (measure(one, world_size, seconds)["step_s"] for one in (config, other))
-        ratios.append(ours / theirs)
-    return ratios
+def compare(
+    config: TrainConfig, suggestions: Sequence[Suggestion], world_size: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Return how many times as fast each suggestion's steps are, in rounds in which all take turns with the step as it is."""
+    tried: list[dict[str, Any]] = [
+        {"option": one.option, "note": one.note, "times_as_fast": [], "problem": ""} for one in suggestions
+    ]
+    for _ in range(ROUNDS if suggestions else 0):
+        ours = measure(config, world_size, seconds)["step_s"]
+        for one, suggestion in zip(tried, suggestions, strict=True):
+            if one["problem"]:
+                continue
+            try:
+                one["times_as_fast"].append(ours / measure(suggestion.config, world_size, seconds)["step_s"])
+            except WorkerError as error:
+                one["problem"] = str(error)
+    return tried
 
 
 def shares_of_record(run: RunRecord) -> dict[str, float] | None:
@@ -160,6 +169,7 @@ def step_lines(found: dict[str, Any]) -> list[str]:
 
 def suggestion_line(tried: Sequence[dict[str, Any]]) -> str:
     """Return the best of what was tried, as far as it was faster each time."""
+    tried = [one for one in tried if not one["problem"]]
     best = max(tried, key=lambda one: min(one["times_as_fast"]), default=None)
     if not best or min(best["times_as_fast"]) < WORTH_SAYING:
         names = ", ".join(one["option"] for one in tried)

@@ -112,6 +112,8 @@ OTHERS = {
     "queue": [["x"], ["--all", "1"]],
     "sync": [["nowhere"], ["--x"]],
     "predict": [[], ["nowhere"], ["nowhere", "x.png"], ["nowhere", "-", "-"], ["nowhere", "x.png", "--sheet", "x.jpg"]],
+    "export": [[], ["nowhere"], ["nowhere", "--format", "onxx"], ["nowhere", "--push", "no/such/name"]],
+    "explain": [[], ["nowhere"], ["nowhere", "--output", "no/such/x.json"]],
     "latency": [[], ["nowhere"], ["./lenet"], ["lenet", "--output", "x.png"], ["lenet", "--device", "gpus"]],
     "nonsense": [[], ["--help"]],
 }

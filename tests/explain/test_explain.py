@@ -41,10 +41,12 @@ def test_the_parts_of_a_step_are_shares_of_their_sum_and_operations_of_the_ceili
 
 
 def test_only_what_was_faster_each_time_is_suggested():
-    threads = {"option": "--threads 2", "note": "", "times_as_fast": [1.5, 1.2]}
-    once = {"option": "--mixed-precision bf16", "note": "less precise", "times_as_fast": [3.0, 1.0]}
+    threads = {"option": "--threads 2", "note": "", "times_as_fast": [1.5, 1.2], "problem": ""}
+    once = {"option": "--mixed-precision bf16", "note": "less precise", "times_as_fast": [3.0, 1.0], "problem": ""}
     assert suggestion_line([once, threads]).startswith("try --threads 2: 1.50 and 1.20 times as fast")
     assert suggestion_line([once]) == "nothing that was tried is faster (--mixed-precision bf16)"
+    failed = {"option": "--threads 4", "note": "", "times_as_fast": [9.0], "problem": "no"}
+    assert suggestion_line([failed, once]) == "nothing that was tried is faster (--mixed-precision bf16)"
     assert suggestion_line([]) == "nothing that was tried is faster"
 
 
@@ -75,13 +77,15 @@ def test_what_is_no_run_is_one_line(words, said, capsys):
 def test_a_run_is_explained(train, capsys, monkeypatch):
     run = train("--epochs", "2")
     monkeypatch.setattr(
-        "cifar_dist.cli.explain.candidates", lambda *_: [suggestions.Suggestion("--seed 1", replace(CONFIG))]
+        "cifar_dist.cli.explain.candidates",
+        lambda *_: [suggestions.Suggestion("--model mlp", replace(CONFIG, model="nonsense"))],
     )
-    monkeypatch.setattr("cifar_dist.cli.explain.compare", lambda *_: [1.3, 1.4])
+    monkeypatch.setattr("cifar_dist.cli.explain.ROUNDS", 1)
     capsys.readouterr()
     assert main(["explain", str(run.folder), "--seconds", "0.2"]) == 0
     out = capsys.readouterr().out
-    assert "forward and backward passes" in out and "try --seed 1" in out
+    assert "forward and backward passes" in out and "--model mlp can't be tried: unknown model 'nonsense'" in out
+    assert "nothing that was tried is faster" in out
     step = json.loads((run.folder / "explain.json").read_text())["step"]
     assert step["threads"] == 1 and step["micro_batch"] == step["batch_size"] == 32
     assert (
