@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from cifar_dist.cli import COMMANDS
-from cifar_dist.errors import lookup
+from cifar_dist.errors import UserError, lookup
 from cifar_dist.installed import needed
 
 with needed():
@@ -23,7 +23,12 @@ def main(argv: Sequence[str]) -> int:
     return guarded(lambda: _run(argv[0], argv[1:]))
 
 
+SCRIPTS = {"train": "train.py", "eval": "eval.py", "evaluate": "eval.py", "test": "eval.py"}
+
+
 def _run(name: str, argv: Sequence[str]) -> int:
+    if name in SCRIPTS:
+        raise UserError(f"{name} is no command here: python {SCRIPTS[name]} does that")
     lookup(COMMANDS, name, "command")
     command: int = import_module(f"cifar_dist.cli.{name}").main(argv)
     return command

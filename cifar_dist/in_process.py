@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -30,7 +31,8 @@ def train(**options: Any) -> Path:
     """Train and test as `train.py` does with these options, on this one process, and return the run folder.
 
     `train(model="lenet", epochs=3, augment=["crop", "flip"])` is `train.py --model lenet --epochs 3 --augment crop flip`.
-    A signal, Ctrl-C as well, is raised again once the run is saved; the same call with the same `output_dir` goes on from there.
+    A signal, Ctrl-C as well, is raised again once the run is saved; the same call with the same `output_dir` goes on from there,
+    also after `max_time`, which is counted from this call.
     Raises `UserError` for wrong options or data, `DivergedError` where the loss is no number any more, and `OSError`.
     """
     known = {f.name: f for f in fields(TrainConfig)}
@@ -44,7 +46,7 @@ def train(**options: Any) -> Path:
         raise UserError("train() needs Accelerate to itself, and this process already uses it; start train.py instead")
     words = to_words(options)
     with as_before():
-        signals = StopSignals()
+        signals = StopSignals(began=time.monotonic())
         given = train_parser(words).parse(words)
         config = resolve_train_config(given)
         check_early(config)
@@ -52,7 +54,7 @@ def train(**options: Any) -> Path:
         path = folder_of(config)
         config = replace(config, output_dir=str(path))
         stopped = train_run(config, given, signals)
-    if stopped:
+    if stopped and stopped != signal.SIGALRM:  # which nobody sent
         signal.raise_signal(stopped)
     return path
 

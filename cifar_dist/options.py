@@ -15,7 +15,18 @@ from cifar_dist.text import shortened
 
 SEEN = " seen"  # where a parser keeps the values it has met; no option can have this name
 # options that may begin with a ~
-PATHS = ("data", "data_dir", "output", "output_dir", "resume", "checkpoint", "init_from", "draw", "corruptions")
+PATHS = (
+    "data",
+    "data_dir",
+    "output",
+    "output_dir",
+    "resume",
+    "checkpoint",
+    "init_from",
+    "draw",
+    "corruptions",
+    "sheet",
+)
 
 
 ELSEWHERE = {  # what other trainers call it: our option, or what there is in its place

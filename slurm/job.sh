@@ -106,7 +106,10 @@ finish() {
     finished) exit 0 ;;
     interrupted)
       # Before a preemption Slurm sends TERM to the run alone, and a job that ends by itself is not requeued.
-      if [ "$SIGNAL" = SIGTERM ] || [ "$REQUEUE" = always ]; then requeue; fi
+      case $SIGNAL in
+        *"stop button"*) ;; # somebody wants it to end
+        *) if [ "$SIGNAL" = SIGTERM ] || [ "$REQUEUE" = always ]; then requeue; fi ;;
+      esac
       say "interrupted after step $AT of $TOTAL, which is saved in $RUN; the same command with --output-dir goes on from it"
       exit 75
       ;;

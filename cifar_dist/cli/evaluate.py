@@ -68,7 +68,12 @@ def read_options(argv: Sequence[str]) -> tuple[EvalOptions, dict[str, Any]]:
     )
     add_flags(parser, EvalOptions)
     add_flags(parser, TrainConfig, SHARED)
+    parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="the same as --checkpoint RUN")
     given = with_launchers(parser.parse(argv))
+    if runs := given.pop("runs", []):
+        if "checkpoint" in given:
+            raise UserError(f"{' '.join(runs)} and --checkpoint both say which; leave one out")
+        given["checkpoint"] = tuple(runs)
     given.pop("compile", None)  # one pass over the images is over before a compiler is
     options = EvalOptions(**{name: value for name, value in given.items() if name not in SHARED})
     if not options.checkpoint:
@@ -100,7 +105,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     console = Console(speaks=accelerator.is_main_process)
     images = [choose(one, options.split, options.data, config, accelerator.device, console) for one in several]
     for chosen in images:
-        check_can_be_had(options.corruptions, chosen.dataset.classes)
+        check_can_be_had(options.corruptions, chosen.dataset.classes, chosen.split.images.shape[-1])
     with Watch():
         pairs = zip(several, images, strict=True)
         records = [measure(*pair, options.corruptions, config, accelerator, console) for pair in pairs]

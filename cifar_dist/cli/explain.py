@@ -139,7 +139,7 @@ def record_lines(record: dict[str, float] | None) -> list[str]:
     share = record["in_steps"] / record["seconds"]
     return [
         f"by its record the run took {clock(record['seconds'])}: {percent(share, 1)} in steps, "
-        f"{percent(1 - share, 1)} in validations, checkpoints, test and what looks on"
+        f"{percent(1 - share, 1)} in validations, checkpoints, the test, the page and Weights & Biases"
     ]
 
 
@@ -172,8 +172,11 @@ def suggestion_line(tried: Sequence[dict[str, Any]]) -> str:
     tried = [one for one in tried if not one["problem"]]
     best = max(tried, key=lambda one: min(one["times_as_fast"]), default=None)
     if not best or min(best["times_as_fast"]) < WORTH_SAYING:
-        names = ", ".join(one["option"] for one in tried)
-        return f"nothing that was tried is faster{f' ({names})' if names else ''}"
-    ratios = " and ".join(f"{ratio:.2f}" for ratio in best["times_as_fast"])
+        names = "; ".join(f"{one['option']}: {times(one)} times as fast" for one in tried)
+        return f"nothing that was tried is faster each time{f' ({names})' if names else ''}"
     note = f" ({best['note']})" if best["note"] else ""
-    return f"try {best['option']}{note}: {ratios} times as fast, in turns with the step as it is"
+    return f"try {best['option']}{note}: {times(best)} times as fast, in turns with the step as it is"
+
+
+def times(one: dict[str, Any]) -> str:
+    return " and ".join(f"{ratio:.2f}" for ratio in one["times_as_fast"])

@@ -11,6 +11,7 @@ from cifar_dist.text import option_text
 Options = dict[str, Any]
 FIELDS = {f.name: f for f in fields(TrainConfig)}
 FOREMOST = ("model", "recipe")  # what a group is called by, where that is enough
+LAST = ("limit_eval", "test", "eval_every", "tta", "init_from", "schedule_start")  # say least of what was tried
 DATA, COMMIT = "data", "commit"  # stand among the options: what was trained on, and by which code
 UNUSED = ("log_every",)  # decides what is recorded, not what is computed
 
@@ -52,7 +53,7 @@ def _follows(name: str, groups: Sequence[Options]) -> bool:
 def labels(groups: Sequence[Options], differing: Sequence[str]) -> list[str]:
     """Return a short name for each group, of as few of the differing options as tell it from all others."""
     chosen: list[str] = []
-    for name in sorted(differing, key=lambda name: (*FOREMOST, name).index(name)):
+    for name in sorted(differing, key=lambda name: (name in LAST, (*FOREMOST, name).index(name))):
         if _kinds(groups, [*chosen, name]) > _kinds(groups, chosen):
             chosen.append(name)
     if not chosen:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cifar_dist.compare.configuration import LAST
 from cifar_dist.compare.curves import chart_data
 from cifar_dist.compare.differences import Cell, Difference
 from cifar_dist.compare.groups import Comparison, Group, repeat_of, value_of
@@ -58,8 +59,9 @@ def write_comparison_page(
 
 
 def searched(comparison: Comparison) -> list[HeatMap]:
-    """Return the metric over every two options in which the configurations differ."""
-    return heat_maps([(group.options, group.mean) for group in comparison.groups], comparison.differing)
+    """Return the metric over every two options in which the configurations differ and that somebody may have searched."""
+    names = [name for name in comparison.differing if name not in LAST]
+    return heat_maps([(group.options, group.mean) for group in comparison.groups], names)
 
 
 def heat_table(one: HeatMap, metric: Metric) -> Shown:

@@ -35,10 +35,12 @@ def fog(images: Tensor, draws: Draws, severity: tuple[float, float]) -> Tensor:
     """Add a cloud of this density and smoothness, and darken to the image's own maximum."""
     density, smoothness = severity
     brightest = images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images + density * cloud(draws, smoothness)) * brightest / (brightest + density)
+    side = images.shape[-1]
+    whole = cloud(draws, smoothness, 1 << (side - 1).bit_length())[:, :, :side, :side]
+    return (images + density * whole) * brightest / (brightest + density)
 
 
-def cloud(draws: Draws, smoothness: float, size: int = 32) -> Tensor:
+def cloud(draws: Draws, smoothness: float, size: int) -> Tensor:
     """Return plasma fractals (B, 1, size, size) from 0 to 1, by diamonds and squares on a torus; `size`: a power of 2.
 
     Each place is the mean of four others, a step away, plus noise that gets weaker by smoothness**2 with each halving of the step.

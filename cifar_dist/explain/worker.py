@@ -21,7 +21,7 @@ from cifar_dist.optim.schedule import Schedule
 from cifar_dist.runtime.accelerator import join
 from cifar_dist.runtime.collectives import max_across_ranks, on_main, sum_across_ranks
 from cifar_dist.training.build import Trainer, build, initialise
-from cifar_dist.training.captured import capture_steps
+from cifar_dist.training.captured import CapturedSteps, capture_steps
 from cifar_dist.training.compute import macs_per_sample
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.memory import fit_micro_batch
@@ -49,7 +49,7 @@ def explain(job: dict[str, Any]) -> int:
     capture_steps(trainer, Console(speaks=False))
     steps = Steps(trainer)
     found: dict[str, Any] = {"step_s": steps.take(job["seconds"]), "batch_size": trainer.plan.batch_size}
-    found["captured"] = bool(trainer.captured)
+    found["captured"] = isinstance(trainer.captured, CapturedSteps) and not trainer.captured.given_up
     if job["closely"]:
         found |= {"parts": parts(steps, job["seconds"]), **profiled(steps), "pauses": pauses(trainer)}
         found |= {

@@ -108,8 +108,10 @@ def find_temperature(weights: Path, about: Mapping[str, Any]) -> tuple[float | N
         if fitted is None:
             continue
         value = fitted.get("value") if isinstance(fitted, dict) else None
-        if record.get("about") != about:
-            problem = f"{path} is about other weights; evaluate these with eval.py"
+        if record.get("about") != about or record.get("fingerprint") != about["fingerprint"]:
+            problem = (
+                f"{path} is about other weights, or other images than they were trained on; evaluate these with eval.py"
+            )
         elif record.get("tta"):
             problem = f"the temperature of {path} is that of --tta"
         elif is_temperature(value):

@@ -121,6 +121,7 @@ class ConfigRecord(TypedDict, total=False):
     config: Options
     dataset: DatasetRecord
     starts: list[Start]
+    further_from: int  # the step from which on a copy of another run was trained further
 
 
 class TrainResult(TypedDict):

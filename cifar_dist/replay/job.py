@@ -89,7 +89,7 @@ def flat(start: Start) -> dict[str, Any]:
 
 def stretches(record: ConfigRecord, begins: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
     """Return (begin, end) of each stretch from a step to the next end behind it, as far as it was done in one way throughout."""
-    begun = record["config"].get("schedule_start", 0)  # another run did the steps before
+    begun = record.get("further_from", 0)  # another run did the steps before
     begins = [begin for begin in begins if begin >= begun]
     nearest = ((begin, min((end for end in ends if end > begin), default=None)) for begin in begins)
     return [(begin, end) for begin, end in nearest if end and done_in_one_way(record, begin, end)]

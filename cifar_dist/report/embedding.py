@@ -37,7 +37,7 @@ def choose(num_images: int, seed: int) -> np.ndarray:
 
 @torch.inference_mode()
 def last_features(model: nn.Module, pixels: np.ndarray, normalize: Normalize) -> np.ndarray:
-    """Return what enters the model's last linear layer, (N, D) float32, for images (N, 32, 32, 3) uint8.
+    """Return what enters the model's last linear layer, (N, D) float32, for images (N, S, S, 3) uint8.
 
     Raises `UserError` for a model without a linear layer.
     """

@@ -85,9 +85,11 @@ def tiles(record: Record) -> list[Tile]:
     mean, before, fitted = record["mean_over_classes"], record["calibration"], record["temperature"]
     note = f"mean over classes; precision {percent(mean['precision'])}, recall {percent(mean['recall'])}"
     found.append(Tile("F1", percent(mean["f1"]), note))
-    at = f"at the temperature {fitted['after']['nll']:.4f}" if fitted else "nats per image"
+    at = f"{fitted['after']['nll']:.4f} after temperature scaling" if fitted else "nats per image"
     found.append(Tile("negative log-likelihood", f"{before['nll']:.4f}", at))
-    at = f"at the temperature {percent(fitted['after']['ece'])}" if fitted else "|accuracy − confidence|, 15 bins"
+    at = (
+        f"{percent(fitted['after']['ece'])} after temperature scaling" if fitted else "|accuracy − confidence|, 15 bins"
+    )
     found.append(Tile("calibration error", percent(before["ece"]), at))
     if fitted:
         note = f"fitted on {fitted['fitted_on_images']:,} validation images"

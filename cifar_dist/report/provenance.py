@@ -13,7 +13,13 @@ from cifar_dist.record.lines import Start
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.text import option_text
 
-NOT_REPEATED = ("output_dir", "resume", *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb")))
+NOT_REPEATED = (
+    "output_dir",
+    "resume",
+    "max_time",
+    "schedule_start",
+    *(f.name for f in fields(TrainConfig) if f.name.startswith("wandb")),
+)
 
 
 class Option(NamedTuple):
@@ -88,20 +94,29 @@ def options(record: RunRecord) -> list[Option]:
 
 
 def commands(record: RunRecord) -> list[str]:
-    """Return the commands that repeat the run, into a new folder; as it was typed where this version doesn't know its recipe."""
+    """Return the commands that repeat the run, into a new folder; as it was typed where this version doesn't know its recipe.
+
+    A run that another was trained further to needs that one: then only its own command is known.
+    """
     if not record.starts:
         return []
     start, own = record.starts[-1], own_options(record)
     commit = (start.get("git_commit") or "").rstrip("+")
     checkout = [shlex.join(["git", "checkout", commit])] if commit else []
-    if not own:
-        return [*checkout, f"{shlex.join(launcher(record))} {quoted(record.starts[0]['command'])}"]
+    if not own or record.config.get("schedule_start"):
+        return [*checkout, f"{shlex.join(launcher(record))} {quoted(own_command(record))}"]
     on_cpu = start["device"].startswith("cpu")
     named = {name: record.config.get(name, own[name]) for name in ("model", "recipe")}
     others = {n: v for n, v in record.config.items() if n in own and n not in NOT_REPEATED and v != own[n]}
     threads = {"threads": start["threads_per_process"]} if on_cpu else {}  # sums over other shares round differently
     options = [shlex.join(to_words({name: value})) for name, value in (named | others | threads).items()]
     return [*checkout, " \\\n    ".join([shlex.join([*launcher(record), "train.py"]), *options])]
+
+
+def own_command(record: RunRecord) -> str:
+    """Return the first command that was typed for this run; of one that is a longer copy, not that of the run it was copied from."""
+    further = record.config.get("schedule_start") or 0
+    return next((start for start in record.starts if start["from_step"] >= further), record.starts[0])["command"]
 
 
 def quoted(command: str) -> str:

@@ -15,6 +15,14 @@ def own_cgroup() -> Path | None:
     return None if own is None else CGROUPS / own.lstrip("/")
 
 
+def memory_in_use(group: Path | None) -> float:
+    """Return the bytes that a group's processes use; 0 where that isn't known."""
+    try:
+        return float((group / "memory.current").read_text()) if group else 0.0
+    except (OSError, ValueError):
+        return 0.0
+
+
 def cgroup_limit(group: Path | None, name: str) -> float | None:
     """Return the smallest limit of a group and those around it: cpu.max in cores, memory.max in bytes; None for none."""
     limits = []

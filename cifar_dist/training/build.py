@@ -106,7 +106,7 @@ def initialise(trainer: Trainer) -> str:
     sizes = {name: p.numel() for name, p in state.model.named_parameters()}
     if sum(size for name, size in sizes.items() if name in fits) < sum(sizes.values()) / 2:
         raise UserError(
-            f"--init-from {source} is {about['model']}, of which less than half fits {trainer.config.model}; use its own weights"
+            f"--init-from {source} is {about['model']}, of which less than half fits {trainer.config.model}; add --model {about['model']}"
         )
     for model in (state.model, state.eval_model):
         model.load_state_dict(fits, strict=False)

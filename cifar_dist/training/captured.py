@@ -93,20 +93,32 @@ class CapturedSteps:
             return after
 
         eager, again = (outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
+        off, replay = 0.0, None
         try:
             replay = Replay(trainer, step, batches, kind)
-            off = farthest(outcome(lambda: replay(step, batches)), eager, again, before, SLACK[trainer.device.type])
         except RuntimeError as error:  # something can't be captured
             problem, off = reason(error), math.inf
-            put(before, tensors)
             trainer.state.optimizer.zero_grad(set_to_none=True)
-        if max_across_ranks(torch.tensor(off, device=trainer.device)).item() <= 1:
+        off = self.agreed(off)  # before ranks wait for each other in a replay
+        if replay and not off:
+            try:
+                off = farthest(outcome(lambda: replay(step, batches)), eager, again, before, SLACK[trainer.device.type])
+            except RuntimeError as error:
+                problem, off = reason(error), math.inf
+                put(before, tensors)
+                trainer.state.optimizer.zero_grad(set_to_none=True)
+            off = self.agreed(off)
+        if replay and off <= 1:
             self.replays[kind] = replay
             return True
         self.given_up = True
         said = problem or f"a replay is {off:.2g} times as far off as rounding explains"
         self.console.warn(f"this run's steps can't be captured, so that they are eager, and slower: {said}")
         return False
+
+    def agreed(self, off: float) -> float:
+        """Return the largest of all ranks' numbers. Collective."""
+        return max_across_ranks(torch.tensor(off, dtype=torch.float64, device=self.trainer.device)).item()
 
 
 class Replay:

@@ -84,9 +84,9 @@ def measure(
     console.rich.print(class_table(record, title))
     console.say(f"{top_line(record)} on {result.num_images:,} images")
     console.say(calibration_line(record))
-    if result.map_errors is not None:
-        quantisation, topographic = result.map_errors.double().mean(dim=0).tolist()
-        console.say(f"quantisation error {quantisation:.3f}, topographic error {percent(topographic)}")
+    if "quantisation_error" in record:
+        errors = record["quantisation_error"], percent(record["topographic_error"])
+        console.say(f"quantisation error {errors[0]:.3f}, topographic error {errors[1]}")
     if validation is None:
         console.say(no_temperature(split_name))
     record["corruptions"] = None

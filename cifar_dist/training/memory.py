@@ -10,7 +10,7 @@ from torch import Tensor
 from cifar_dist.console import Console
 from cifar_dist.errors import UserError
 from cifar_dist.inputs.plan import BatchPlan
-from cifar_dist.runtime.cgroup import cgroup_limit, own_cgroup
+from cifar_dist.runtime.cgroup import cgroup_limit, memory_in_use, own_cgroup
 from cifar_dist.runtime.collectives import max_across_ranks
 from cifar_dist.runtime.compiling import eagerly
 from cifar_dist.runtime.launch import env_int
@@ -18,7 +18,9 @@ from cifar_dist.training.build import Trainer
 from cifar_dist.training.step import backward, forward
 
 PROBE = 16  # images whose activations are measured
-SHARE = 0.5  # of what is free, for activations: the backward pass, kernels and what is kept until later need room too
+FREE_SHARE = (
+    0.5  # of what is free, for activations: the backward pass, kernels and what is kept until later need room too
+)
 
 
 def fit_micro_batch(trainer: Trainer, console: Console) -> Trainer:
@@ -44,7 +46,7 @@ def most_images(trainer: Trainer, share: int) -> int:
     epoch, places = trainer.plan.batch(last)
     probe = min(PROBE, share)
     an_image = kept_bytes(trainer, epoch, places[:probe]) / probe
-    most = min(share, int(SHARE * free_bytes(trainer.device) / an_image))
+    most = min(share, int(FREE_SHARE * free_bytes(trainer.device) / an_image))
     while trainer.device.type == "cuda" and most and not fits(trainer, epoch, places[:most]):
         most //= 2
     return most
@@ -67,8 +69,9 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    limit = cgroup_limit(own_cgroup(), "memory.max") or math.inf
-    return min(psutil.virtual_memory().available, limit) / env_int("LOCAL_WORLD_SIZE", 1)
+    group = own_cgroup()
+    left = (cgroup_limit(group, "memory.max") or math.inf) - memory_in_use(group)
+    return max(0.0, min(psutil.virtual_memory().available, left)) / env_int("LOCAL_WORLD_SIZE", 1)
 
 
 def kept_bytes(trainer: Trainer, epoch: int, places: range) -> int:

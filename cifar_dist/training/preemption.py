@@ -25,7 +25,9 @@ class StopSignals:
     Ctrl-C still ends a run at once until `defer_interrupt`: before training there is nothing to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, began: float | None = None) -> None:
+        """`began`: when what --max-time counts began, on the monotonic clock (default: with this process)."""
+        self.began = time.monotonic() - seconds_since_start() if began is None else began
         self.received: signal.Signals | None = None
         # Where there are several machines, their launchers notice, and may go on without this one.
         elastic = "TORCHELASTIC_RUN_ID" in os.environ
@@ -72,7 +74,7 @@ class Ballot:
         self.last_checkpoint = time.monotonic()
         self.ends = math.inf  # when this process must have ended, on the monotonic clock
         if max_time:
-            self.ends = time.monotonic() + (seconds_of(max_time) or math.inf) - seconds_since_start()
+            self.ends = signals.began + (seconds_of(max_time) or math.inf)
         self.longest_pause = 0.0  # from a vote to the end of what was saved then
         self.last_vote, self.last_step, self.next_step = time.monotonic(), start_step, start_step + 1
 

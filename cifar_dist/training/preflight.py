@@ -8,6 +8,7 @@ from cifar_dist.models import check_image_size, check_model
 from cifar_dist.runtime import launch
 from cifar_dist.tracking.tensorboard import check_tensorboard
 from cifar_dist.training.resume import resume_source
+from cifar_dist.training.weights import weights_path
 
 
 def check_early(config: TrainConfig) -> None:
@@ -25,3 +26,5 @@ def check_early(config: TrainConfig) -> None:
     if launch.one_machine():  # others may not see the same files; then all ranks agree on what is wrong, later
         check_data_name(config.data)
         resume_source(config.resume)
+        if config.init_from:
+            weights_path(config.init_from)

@@ -82,6 +82,7 @@ class StartingPoint:
     notes: list[str] = field(default_factory=list)
     made: list[Path] = field(default_factory=list)  # folders that weren't there before, the innermost first
     forked: bool = False  # the run folder is a copy, made for this start
+    further_from: int = 0  # the step from which on this copy is, or was, trained further
 
 
 def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseFileLock]) -> StartingPoint:
@@ -114,10 +115,16 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseF
             )
         load_newest(start)
         if start.recorded:
-            further = longer(start, source, config, given)
+            further = further_options(start, source, config, given)
             start.config = recorded_config(start.recorded, config, given, path, further)
+            start.further_from = start.recorded.get("further_from", 0)
             if further:
                 go_further(start, given)
+            elif start.saved and start.saved.step < start.further_from:
+                raise UserError(
+                    f"step {start.saved.step} was done by the run that was copied and trained further from step "
+                    f"{start.further_from} on; take its checkpoint from there"
+                )
         elif config.schedule_start:
             raise UserError(
                 f"--schedule-start {config.schedule_start} is for a run that is trained further, "
@@ -254,7 +261,9 @@ def has_a_snapshot(saved: checkpoint.Checkpoint) -> None:
     digests_of(saved.files[TRAINING_FILE])
 
 
-def longer(start: StartingPoint, source: Path | None, config: TrainConfig, given: Mapping[str, Any]) -> tuple[str, ...]:
+def further_options(
+    start: StartingPoint, source: Path | None, config: TrainConfig, given: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Return the options that the run may change because it is a copy of `source`, still unchanged, that is to be longer."""
     recorded, original = start.recorded, RunFolder(source).config() if source else None
     if not recorded or not original or start.path.resolve() == (source or start.path).resolve():
@@ -267,6 +276,7 @@ def go_further(start: StartingPoint, given: Mapping[str, Any]) -> None:
     """Begin the schedule anew where the run goes on, unless the command says where; say so."""
     assert start.saved, "a copy has no summary, so that its newest checkpoint was loaded"
     step, config = start.saved.step, start.config
+    start.further_from = step
     if "schedule_start" not in given:
         start.config = config = replace(config, schedule_start=step)
     if config.schedule_start not in (0, step):
@@ -287,7 +297,10 @@ def recorded_config(
     """Return the configuration the run was started with, under the options given now, where those may change, or are `further`."""
     old = {name: value for name, value in recorded["config"].items() if name not in THIS_START}
     # auto: whatever was taken then.
-    now = {*THIS_START, *given} - {name for name in ("data", "mixed_precision") if getattr(config, name) == "auto"}
+    chosen_then = {name for name in ("data", "mixed_precision", "micro_batch_size") if getattr(config, name) == "auto"}
+    now = {*THIS_START, *given} - chosen_then
+    if now & {"epochs", "steps"}:
+        now |= {"epochs", "steps"}  # one is None where the other is given
     merged = replace(TrainConfig.from_dict(old), **{name: getattr(config, name) for name in now})
     # Whether data in another place are the same is known when they are read (`run.check_same_data`).
     if changed := [name for name in changed_fields(recorded["config"], merged) if name not in ("data", *further)]:

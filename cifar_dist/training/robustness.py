@@ -7,19 +7,29 @@ from typing import Any
 
 import torch
 
+from cifar_dist.config import SIDE
 from cifar_dist.console import Console
 from cifar_dist.corruptions import SEED, SEVERITIES
 from cifar_dist.corruptions.sets import check_files, corrupted_sets, is_folder, sets_in
 from cifar_dist.data import Split
+from cifar_dist.errors import UserError
 from cifar_dist.runtime import collectives
 from cifar_dist.training.metrics import EvalResult
 
 NAME = 18  # columns of a corruption's name
 
 
-def check_can_be_had(words: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise `UserError` on every rank where `--corruptions` means a folder that can't be used on any of them."""
+def check_can_be_had(words: Sequence[str], classes: Sequence[str], side: int) -> None:
+    """Raise `UserError` on every rank where `--corruptions` means a folder that can't be used on any of them.
+
+    `side`: in pixels, of the images that the weights are for.
+    """
     if is_folder(words):
+        if side != SIDE:
+            raise UserError(
+                f"the images in {words[0]} are {SIDE}x{SIDE}, and these weights are for {side}x{side}; "
+                "name corruptions, which are computed at any size"
+            )
         collectives.on_all(lambda: check_files(Path(words[0]), classes))
 
 

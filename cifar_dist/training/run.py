@@ -38,9 +38,13 @@ from cifar_dist.training.state import Progress, restore
 from cifar_dist.training.views import Views
 from cifar_dist.training.weights import unpack_weights
 
+STOP_BUTTON = "the stop button of Weights & Biases"  # slurm/job.sh doesn't requeue what it stopped
+
 
 def train_run(config: TrainConfig, given: Mapping[str, Any], signals: StopSignals) -> Signals | None:
     """Train, from the start or from a checkpoint, and test. Returns the signal that interrupted it, or None.
+
+    SIGALRM where nobody sent one: time was up, or somebody pressed a button.
 
     The process group must have been joined. Raises `UserError` for wrong input, on every rank alike.
     """
@@ -78,10 +82,10 @@ def train_and_test(
         stopped = train(run, views.refresh if views else None)
         console.stop_progress()
         if stopped:
-            summarise(run, status="interrupted", signal=stopped.name)
             cause = f"--max-time {config.max_time}" if stopped == Signals.SIGALRM else stopped.name
-            if stopped == Signals.SIGUSR2 and views and views.tracker.stop_was_asked():
-                cause = "the stop button of Weights & Biases"
+            if on_main(lambda: stopped == Signals.SIGUSR2 and bool(views and views.tracker.stop_was_asked())):
+                stopped, cause = Signals.SIGALRM, STOP_BUTTON
+            summarise(run, status="interrupted", signal=cause)
             console.warn(
                 f"interrupted by {cause} after step {run.trainer.state.progress.step}, which is saved; "
                 f"{'' if under_launcher() else 'python '}train.py --resume {start.path} goes on from there"
@@ -110,6 +114,8 @@ def start_run(start: StartingPoint, given: Mapping[str, Any], signals: StopSigna
                 "give more --epochs or --steps"
             )
         restore(trainer.state, start.saved.files[TRAINING_FILE])
+        if start.further_from == start.saved.step:
+            trainer.state.progress.validations_since_best = 0
     elif note := initialise(trainer):
         console.say(note)
     run = Run(trainer, RunFolder(start.path), console, signals)
@@ -162,6 +168,8 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
             "dataset": describe(trainer.dataset, trainer.splits),
             "starts": [*starts, {"from_step": progress.step, **here}],
         }
+        if start.further_from:
+            content["further_from"] = start.further_from
         run.folder.write_config(content)
         if (here.get("git_commit") or "").endswith("+"):
             write_atomically(run.folder.path / CHANGES_FILE, changes())
@@ -270,4 +278,4 @@ def show_finished(console: Console, path: Path, summary: Summary) -> None:
     else:
         console.warn(f"it was not tested; python eval.py --checkpoint {path} does")
     console.synthetic_note(bool(summary.get("synthetic")))
-    console.say(f"{path} is already finished; --resume never starts over, another --output-dir keeps both")
+    console.say(f"{path} is already finished; to start over: --resume never, or another --output-dir, which keeps both")

@@ -160,11 +160,19 @@ def plasma(noise: np.ndarray, smoothness: float) -> np.ndarray:
     return found / found.max()
 
 
+@pytest.mark.parametrize("side", [20, 48])
+def test_every_corruption_takes_images_of_other_sizes(side):
+    pixels = torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in CORRUPTIONS:
+        changed = corrupt(name, 5, pixels, NUMBERS[:2])
+        assert changed.shape == pixels.shape and changed.dtype == torch.uint8 and not changed.equal(pixels), name
+
+
 def test_fog_is_diamonds_and_squares_over_an_image_darkened_to_its_maximum():
     draws = Draws(NUMBERS, 0)
     noise = 2 * draws.uniform(Purpose.FOG, (32, 32)).numpy() - 1
     clouds = [plasma(one, 2.0) for one in noise]
-    assert np.allclose(cloud(draws, 2.0)[:, 0].numpy(), clouds, atol=1e-12)
+    assert np.allclose(cloud(draws, 2.0, 32)[:, 0].numpy(), clouds, atol=1e-12)
     for pixels, over, one in zip(PIXELS, clouds, corrupt("fog", 4, PIXELS, NUMBERS), strict=True):
         image = pixels.permute(1, 2, 0).double().numpy() / 255
         assert close(one, (image + over[..., None]) * image.max() / (image.max() + 1))

@@ -13,6 +13,7 @@ from cifar_dist.explain.suggestions import candidates
 from cifar_dist.record.reader import RunRecord
 
 CONFIG = TrainConfig(epochs=1, device="cpu")
+NOTHING = "nothing that was tried is faster each time"
 
 
 def test_a_record_says_how_much_of_its_time_was_steps(tmp_path):
@@ -44,10 +45,10 @@ def test_only_what_was_faster_each_time_is_suggested():
     threads = {"option": "--threads 2", "note": "", "times_as_fast": [1.5, 1.2], "problem": ""}
     once = {"option": "--mixed-precision bf16", "note": "less precise", "times_as_fast": [3.0, 1.0], "problem": ""}
     assert suggestion_line([once, threads]).startswith("try --threads 2: 1.50 and 1.20 times as fast")
-    assert suggestion_line([once]) == "nothing that was tried is faster (--mixed-precision bf16)"
+    assert suggestion_line([once]) == NOTHING + " (--mixed-precision bf16: 3.00 and 1.00 times as fast)"
     failed = {"option": "--threads 4", "note": "", "times_as_fast": [9.0], "problem": "no"}
-    assert suggestion_line([failed, once]) == "nothing that was tried is faster (--mixed-precision bf16)"
-    assert suggestion_line([]) == "nothing that was tried is faster"
+    assert suggestion_line([failed, once]) == NOTHING + " (--mixed-precision bf16: 3.00 and 1.00 times as fast)"
+    assert suggestion_line([]) == NOTHING
 
 
 def test_what_is_tried_is_what_the_run_does_not_do_already(monkeypatch):

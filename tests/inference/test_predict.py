@@ -209,7 +209,9 @@ def test_standard_input_is_not_waited_for_in_vain(run, monkeypatch):
 def evaluation(weights: Path, temperature: object, **more: object) -> str:
     with safetensors.safe_open(weights, "pt") as file:
         about = json.loads(file.metadata()["cifar_dist"])
-    return json.dumps({"about": {**about, **more}, "temperature": {"value": temperature}})
+    return json.dumps(
+        {"about": {**about, **more}, "fingerprint": about["fingerprint"], "temperature": {"value": temperature}}
+    )
 
 
 def test_an_evaluation_beside_the_weights_calibrates(weights, tmp_path, pictures, capsys):

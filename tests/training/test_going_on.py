@@ -11,6 +11,9 @@ from safetensors.torch import load
 
 from cifar_dist.config import TrainConfig
 from cifar_dist.optim.schedule import Schedule
+from cifar_dist.record.reader import read_run
+from cifar_dist.replay.job import stretches
+from cifar_dist.report.provenance import commands, quoted
 from cifar_dist.text import seconds_of
 from cifar_dist.training import engine, preemption
 from cifar_dist.training.preemption import Ballot, StopSignals
@@ -182,6 +185,37 @@ def test_a_run_out_of_time_is_interrupted_and_goes_on(train, monkeypatch, capsys
         patch.setattr(preemption, "seconds_since_start", lambda: 10.0)
         patch.setattr(preemption, "VOTE_EVERY_S", 0.0)
         stopped = train("--max-time", "1s")
-    assert stopped.status == 75 and stopped.json("summary.json")["signal"] == "SIGALRM"
+    assert stopped.status == 75 and stopped.json("summary.json")["signal"] == "--max-time 1s"
     assert "interrupted by --max-time 1s after step 1, which is saved" in capsys.readouterr().out
     assert train().weights() == whole.weights()
+
+
+def test_a_run_out_of_patience_that_is_trained_further_has_its_patience_back(train):
+    still = ("--epochs", "12", "--lr", "1e-9", "--schedule", "constant", "--warmup", "0", "--patience", "2")
+    short = train(*still, name="short")
+    assert short.json("summary.json")["step"] == 21
+    longer = train("--resume", str(short.folder), "--epochs", "20", name="longer")
+    assert longer.json("summary.json")["step"] == 35  # two more validations that are no better
+    assert longer.json("config.json")["further_from"] == 21
+
+
+def test_what_the_copied_run_did_is_neither_gone_back_to_nor_verified_here(train, tmp_path, capsys):
+    short = train("--keep-checkpoints", "9", name="short")
+    longer = train("--resume", str(short.folder), "--epochs", "5", "--schedule-start", "0", name="longer")
+    assert stretches(longer.json("config.json"), [0, 7, 14, 21, 28], [7, 14, 21, 28, 35]) == [(21, 28), (28, 35)]
+    old = longer.folder / "checkpoints" / "step_00000014"
+    assert train("--resume", str(old), "--epochs", "5", name="third").status == 2
+    assert "step 14 was done by the run that was copied and trained further from step 21 on" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_run_of_steps_is_trained_further_by_epochs(train):
+    short = train("--steps", "9", name="short")
+    assert train("--resume", str(short.folder), "--epochs", "2", name="longer").json("summary.json")["step"] == 14
+
+
+def test_the_command_of_a_longer_copy_is_its_own(train):
+    short = train(name="short")
+    longer = train("--resume", str(short.folder), "--epochs", "4", name="longer")
+    record = read_run(longer.folder)
+    assert commands(record)[-1].endswith(quoted(record.starts[1]["command"])) and len(record.starts) == 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers.runs import torchrun, untimed
+from helpers.runs import stop_after, torchrun, untimed
 
 from cifar_dist.training import memory
 
@@ -76,3 +76,13 @@ def test_the_rank_with_the_least_memory_decides(folders, data_dir, tmp_path):
     torchrun(2, [str(tmp_path / "worker.py"), *where, *how, "--no-test"])
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["micro_batch_size"] in (2, 3)
+
+
+def test_what_auto_took_is_kept_when_the_run_goes_on(train, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2 * 11.5 * IMAGE)
+    whole = train("--micro-batch-size", "auto", name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        train("--micro-batch-size", "auto")
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1e12)
+    assert train("--micro-batch-size", "auto").weights() == whole.weights()

@@ -37,6 +37,8 @@ def check_augmentations(names: Sequence[str]) -> None:
     """Raise `UserError` for a name that doesn't exist or a combination that makes no sense."""
     known = dict.fromkeys(AUGMENTATIONS)
     for name in names:
+        if "," in name:
+            raise UserError(f"--augment {name} has a comma; separate augmentations by spaces: {name.replace(',', ' ')}")
         lookup(known, name, "augmentation")
         if names.count(name) > 1:
             raise UserError(f"--augment {' '.join(names)} names {name} twice; once is enough")
