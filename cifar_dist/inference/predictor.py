@@ -108,7 +108,7 @@ def find_temperature(weights: Path, about: Mapping[str, Any]) -> tuple[float | N
         if fitted is None:
             continue
         value = fitted.get("value") if isinstance(fitted, dict) else None
-        if record.get("about") != about or record.get("fingerprint") != about["fingerprint"]:
+        if record.get("about") != about or record.get("fingerprint") != about.get("fingerprint"):
             problem = (
                 f"{path} is about other weights, or other images than they were trained on; evaluate these with eval.py"
             )

@@ -210,7 +210,7 @@ def evaluation(weights: Path, temperature: object, **more: object) -> str:
     with safetensors.safe_open(weights, "pt") as file:
         about = json.loads(file.metadata()["cifar_dist"])
     return json.dumps(
-        {"about": {**about, **more}, "fingerprint": about["fingerprint"], "temperature": {"value": temperature}}
+        {"about": {**about, **more}, "fingerprint": about.get("fingerprint"), "temperature": {"value": temperature}}
     )
 
 
