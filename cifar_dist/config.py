@@ -406,7 +406,7 @@ def check_bounds(options: Any) -> None:
     """Raise `UserError` for the first number of a dataclass of options that is out of bounds."""
     for f in fields(options):
         value, bound = getattr(options, f.name), f.metadata["must_be"]
-        if bound and value is not None and value != "auto" and not (math.isfinite(value) and bound.holds(value)):
+        if bound and isinstance(value, int | float) and not (math.isfinite(value) and bound.holds(value)):
             raise UserError(f"{flag(f.name)} must be {bound.text}, got {value}")
 
 

@@ -93,19 +93,13 @@ def build_prepared(config: TrainConfig, given: Container[str]) -> Trainer:
     return fit_micro_batch(build(config, Console(speaks=False), given), Console(speaks=False))
 
 
-def largest_images(trainer: Trainer) -> int:
-    """Return the first step whose images are as large as any: with --early-size in the second half of the run."""
-    return trainer.batches.first_steps(0)[-1]
-
-
 def time_steps(trainer: Trainer) -> list[float]:
     """Return the seconds of some steps of full batches, after the warm-up; as many on every rank. Collective."""
-    first, plan = largest_images(trainer), trainer.plan
-    full_batches = max(1, min(plan.total_steps - first, plan.num_images // plan.batch_size))
+    steps, plan = trainer.batches.whole_steps(), trainer.plan
     schedule = Schedule.from_config(trainer.config, plan.total_steps, plan.steps_per_epoch)
 
-    def timed_step(step: int) -> float:
-        step = first + step % full_batches
+    def timed_step(number: int) -> float:
+        step = steps[number % len(steps)]
         start = time.perf_counter()
         train_step(trainer, step, schedule.lr_at(step), measure_gradient=False)
         finish(trainer.device)
@@ -121,7 +115,7 @@ def time_steps(trainer: Trainer) -> list[float]:
 
 def activation_bytes(trainer: Trainer) -> tuple[int, int]:
     """Return the images of the largest micro-batch, and what its forward pass keeps for the backward pass. Collective."""
-    first = largest_images(trainer)
+    first = trainer.batches.whole_steps()[0]
     places = max(trainer.plan.micro_batches(first, trainer.rank), key=len)
     return len(places), kept_bytes(trainer, trainer.plan.batch(first)[0], places)
 

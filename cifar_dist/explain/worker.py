@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
@@ -16,7 +16,6 @@ from torch.profiler import ProfilerActivity, profile
 from cifar_dist.config import TrainConfig
 from cifar_dist.console import Console
 from cifar_dist.exits import FINISHED, finish, guarded
-from cifar_dist.inputs.batches import Batch
 from cifar_dist.optim.schedule import Schedule
 from cifar_dist.runtime.accelerator import join
 from cifar_dist.runtime.collectives import max_across_ranks, on_main, sum_across_ranks
@@ -26,7 +25,7 @@ from cifar_dist.training.compute import macs_per_sample
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.memory import fit_micro_batch
 from cifar_dist.training.state import snapshot, to_bytes
-from cifar_dist.training.step import passes, progress_at, train_step, update
+from cifar_dist.training.step import count_passes, train_step, update
 from cifar_dist.training.warmup import compile_first, settle_gradient_buckets
 
 PROFILED_S = 1.0  # of steps that torch's profiler watches
@@ -67,14 +66,12 @@ class Steps:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, plan = trainer, trainer.plan
         self.schedule = Schedule.from_config(trainer.config, plan.total_steps, plan.steps_per_epoch)
-        self.first = trainer.batches.first_steps(0)[-1]  # images are as large as any from there on
-        self.whole = max(1, min(plan.total_steps - self.first, plan.num_images // plan.batch_size))
-        self.done = 0
+        self.numbers, self.done = trainer.batches.whole_steps(), 0
 
     def next(self) -> int:
         """Return the number of the next step, short batches left out."""
         self.done += 1
-        return self.first + (self.done - 1) % self.whole
+        return self.numbers[(self.done - 1) % len(self.numbers)]
 
     def take(self, seconds: float) -> float:
         """Do steps for so long, after some that warm up; returns the seconds of a step, the slowest rank's. Collective."""
@@ -110,10 +107,6 @@ def parts(steps: Steps, seconds: float) -> dict[str, float]:
             torch.cuda.synchronize(trainer.device)
         times.setdefault(name, []).append(time.perf_counter() - start)
 
-    def do_passes(step: int, batches: Iterable[Batch]) -> None:
-        for batch, outputs, loss_sum in passes(trainer, step, batches, trainer.reduction, progress_at(trainer, step)):
-            state.sums.add(loss_sum, state.model.training_logits(outputs), batch.labels)
-
     end = time.perf_counter() + seconds
     while agreed(time.perf_counter(), trainer) < end or len(times.get("passes", ())) < 3:
         step = steps.next()
@@ -121,11 +114,11 @@ def parts(steps: Steps, seconds: float) -> dict[str, float]:
             batches = list(trainer.batches.of_step(step))
         if several and not trainer.plan.shards:  # DDP exchanges gradients meanwhile
             with timed("alone"), trainer.accelerator.no_sync(state.wrapped):
-                do_passes(step, batches)
+                count_passes(trainer, step, batches)
             state.optimizer.zero_grad(set_to_none=True)
             sum_across_ranks(torch.zeros((), device=trainer.device))  # so that all begin together
         with timed("passes"):
-            do_passes(step, batches)
+            count_passes(trainer, step, batches)
         with timed("exchange"):
             trainer.reduction.finish(step)
         with timed("optimizer"):

@@ -8,13 +8,14 @@ import yaml
 
 from cifar_dist.export.check import Images
 from cifar_dist.export.formats import FORMATS, Source
-from cifar_dist.export.graph import input_is, side_of
+from cifar_dist.export.graph import input_is
 from cifar_dist.export.write import Exported
 from cifar_dist.record.lines import Result
 from cifar_dist.record.reader import RunRecord
 from cifar_dist.report.provenance import commands
 from cifar_dist.scores.intervals import wilson_interval
 from cifar_dist.text import count, percent, printable, size
+from cifar_dist.training.weights import side_of
 
 CARD_FILE = "README.md"
 ON_THE_HUB = {"CIFAR-10": "uoft-cs/cifar10", "CIFAR-100": "uoft-cs/cifar100"}  # by what data/cifar.py calls them

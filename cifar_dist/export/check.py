@@ -14,7 +14,7 @@ from cifar_dist.data.pictures import resized_pixels
 from cifar_dist.data.synthetic import draw_images
 from cifar_dist.errors import UserError
 from cifar_dist.export.formats import Compute
-from cifar_dist.export.graph import side_of
+from cifar_dist.training.weights import side_of
 
 NUM_IMAGES = 128
 FIRST = (1, 3)  # images of the first batches, the rest at once: no file may be for one size of batch only

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from cifar_dist.errors import UserError, lookup
-from cifar_dist.export.graph import INPUT, OUTPUT, SPELLED_OUT, FromPixels, about_graph, capture, side_of
+from cifar_dist.export.graph import INPUT, OUTPUT, SPELLED_OUT, FromPixels, about_graph, capture
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.models import build_model
-from cifar_dist.training.weights import pack_weights
+from cifar_dist.training.weights import pack_weights, side_of
 
 Compute = Callable[[Tensor], Tensor]  # pixels (B, 3, S, S) uint8 -> logits (B, K) float32
 

@@ -8,16 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cifar_dist.config import SIDE
 from cifar_dist.inputs.normalize import Normalize
 from cifar_dist.text import printable
+from cifar_dist.training.weights import side_of
 
 INPUT, OUTPUT = "pixels", "logits"  # the names that a graph gives them
-
-
-def side_of(about: Mapping[str, Any]) -> int:
-    """Return the side of the images, in pixels, that weights belong to; files of earlier versions don't say it."""
-    return about.get("image_size") or SIDE
 
 
 def input_is(about: Mapping[str, Any]) -> str:

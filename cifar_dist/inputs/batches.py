@@ -83,6 +83,11 @@ class Batches:
             return [0]
         return [0, larger] if done < larger else [larger]
 
+    def whole_steps(self) -> range:
+        """Return consecutive steps of whole batches whose images are as large as any: those of an epoch, or as many as there are."""
+        first, plan = self.first_steps(0)[-1], self.plan
+        return range(first, first + max(1, min(plan.total_steps - first, plan.num_images // plan.batch_size)))
+
     def _make(self, step: int, i: int) -> dict[tuple[int, int], Batch]:
         """Make micro-batch `i` of `step`, and with it the next ones of the epoch that are small enough."""
         made: dict[tuple[int, int], range] = {}

@@ -30,7 +30,7 @@ CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.json", "metrics.jsonl", "summa
 TRAINING_FILE = "training.pt"  # of a checkpoint
 WEIGHTS_FILE = "model.safetensors"  # of a checkpoint; the best weights are in the run folder too
 CHANGES_FILE = "changes.diff"  # in what the code of the last start differed from its commit, where it did
-CHECKPOINTS, PLOTS = "checkpoints", "plots"  # folders
+CHECKPOINTS, PLOTS, TENSORBOARD = "checkpoints", "plots", "tensorboard"  # folders
 # In checkpoints/ from the start on: without it the folder is another one, or an empty mount point.
 BEGUN_FILE = ".begun"
 LOCK_FILE, PAGE_FILE = ".lock", "report.html"

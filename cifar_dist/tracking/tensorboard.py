@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar_dist.errors import UserError
-from cifar_dist.record.folder import METRICS_FILE
+from cifar_dist.record.folder import METRICS_FILE, TENSORBOARD
 from cifar_dist.tracking.follower import Record
 from cifar_dist.tracking.rows import row
 
-FOLDER = "tensorboard"
 PLACE = ("global_step", "epoch", "samples", "seconds")  # of a row: where it is, not what it says
 
 
@@ -26,9 +25,9 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         self.lines = Record(folder / METRICS_FILE)
-        self.writer: Any = SummaryWriter(str(folder / FOLDER))
+        self.writer: Any = SummaryWriter(str(folder / TENSORBOARD))
 
     def refresh(self) -> None:
         for line in self.lines.new_lines():

@@ -139,12 +139,12 @@ class Replay:
         self.step = step  # any of its kind
         self.gradients: list[tuple[Tensor, Tensor]] = []
         if not several:
-            self.captured = [Captured(self._whole, device)]
+            self.parts = [Captured(self._whole, device)]
             return
         first = Captured(self._passes, device)  # ranks meet after it
         if first.graph:
             self.gradients = [(p, p.grad) for p in state.model.parameters() if p.grad is not None]
-        self.captured = [first, Captured(self._update, device)]
+        self.parts = [first, Captured(self._update, device)]
 
     def __call__(self, step: int, batches: Sequence[Batch]) -> Tensor | None:
         """Do the step; returns the gradient's norm () before clipping, if it is of the kind, until the next replay."""
@@ -156,12 +156,12 @@ class Replay:
         for tensor, group in zip(self.lrs, trainer.state.optimizer.param_groups, strict=True):
             tensor.fill_(group["lr"])
         self.progress.fill_(step / trainer.plan.total_steps)
-        for part in self.captured[:-1]:
+        for part in self.parts[:-1]:
             part()
             for p, gradient in self.gradients:
                 p.grad = gradient
             self.reduction.finish(step)
-        return self.captured[-1]()
+        return self.parts[-1]()
 
     def _whole(self) -> Tensor | None:
         self._passes()

@@ -42,8 +42,7 @@ def fit_micro_batch(trainer: Trainer, console: Console) -> Trainer:
 
 def most_images(trainer: Trainer, share: int) -> int:
     """Return how many of `share` images this rank can hold at once: as many as fit by calculation, and on a GPU on trial."""
-    last = trainer.batches.first_steps(0)[-1]  # its images are as large as any
-    epoch, places = trainer.plan.batch(last)
+    epoch, places = trainer.plan.batch(trainer.batches.whole_steps()[0])
     probe = min(PROBE, share)
     an_image = kept_bytes(trainer, epoch, places[:probe]) / probe
     most = min(share, int(FREE_SHARE * free_bytes(trainer.device) / an_image))

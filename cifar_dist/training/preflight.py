@@ -6,7 +6,6 @@ from cifar_dist.inputs.augment import check_augmentations
 from cifar_dist.inputs.plan import check_batch
 from cifar_dist.models import check_image_size, check_model
 from cifar_dist.runtime import launch
-from cifar_dist.tracking.tensorboard import check_tensorboard
 from cifar_dist.training.resume import resume_source
 from cifar_dist.training.weights import weights_path
 
@@ -21,6 +20,8 @@ def check_early(config: TrainConfig) -> None:
     if config.early_size:
         check_image_size(config.model, config.model_options, config.early_size, "--early-size", "leave it out")
     if config.tensorboard:
+        from cifar_dist.tracking.tensorboard import check_tensorboard  # for the runs that ask for it
+
         check_tensorboard()
     check_batch(config, launch.env_int("WORLD_SIZE", 1))
     if launch.one_machine():  # others may not see the same files; then all ranks agree on what is wrong, later

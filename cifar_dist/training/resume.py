@@ -25,6 +25,7 @@ from cifar_dist.record.folder import (
     PAGE_FILE,
     PLOTS,
     SUMMARY_FILE,
+    TENSORBOARD,
     TRAINING_FILE,
     WANDB_LOG,
     WEIGHTS_FILE,
@@ -65,7 +66,7 @@ NOT_COPIED = (
     PAGE_FILE,
     WANDB_LOG,
     PLOTS,
-    "tensorboard",
+    TENSORBOARD,
     predictions_file("*"),
 )  # another run makes its own
 

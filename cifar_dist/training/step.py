@@ -31,11 +31,16 @@ def train_step(trainer: Trainer, step: int, lr: float, measure_gradient: bool) -
 
 def eager_step(trainer: Trainer, step: int, batches: Iterable[Batch], measure_gradient: bool) -> Tensor | None:
     """Do all of a step but the moving average, one operation after another."""
-    state, reduction = trainer.state, trainer.reduction
-    for batch, outputs, loss_sum in passes(trainer, step, batches, reduction, progress_at(trainer, step)):
-        state.sums.add(loss_sum, state.model.training_logits(outputs), batch.labels)
-    reduction.finish(step)
+    count_passes(trainer, step, batches)
+    trainer.reduction.finish(step)
     return update(trainer, measure_gradient)
+
+
+def count_passes(trainer: Trainer, step: int, batches: Iterable[Batch]) -> None:
+    """Do a step's forward and backward passes, and count losses and predictions."""
+    state = trainer.state
+    for batch, outputs, loss_sum in passes(trainer, step, batches, trainer.reduction, progress_at(trainer, step)):
+        state.sums.add(loss_sum, state.model.training_logits(outputs), batch.labels)
 
 
 def progress_at(trainer: Trainer, step: int) -> float | Tensor:

@@ -4,6 +4,7 @@ All of it is rank 0's, and derived from the run folder: whatever fails here cost
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from cifar_dist.report.provenance import published_accuracy
 from cifar_dist.text import reason
 from cifar_dist.tracking.link import Mode
 from cifar_dist.tracking.process import Tracker
-from cifar_dist.tracking.tensorboard import TensorBoard
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.recording import Run
+
+if TYPE_CHECKING:
+    from cifar_dist.tracking.tensorboard import TensorBoard
 
 NUM_SHOWN = 40  # training images that are kept and drawn
 # A cluster gives an interrupted run little time.
@@ -59,6 +62,8 @@ class Views:
             self._try("TensorBoard", self.board.close)
 
     def _open_board(self) -> None:
+        from cifar_dist.tracking.tensorboard import TensorBoard  # for the runs that ask for it
+
         self.board = TensorBoard(self.run.folder.path)
 
     def _write_page(self) -> None:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cifar_dist.config import TrainConfig
+from cifar_dist.config import SIDE, TrainConfig
 from cifar_dist.data import SPLIT_OPTIONS, Dataset
 from cifar_dist.errors import UserError
 from cifar_dist.files import is_sealed, parse_json, read_file, sealed
@@ -103,6 +103,11 @@ def read_about(text: str, tensors: Mapping[str, Tensor]) -> dict[str, Any] | Non
         return about
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def side_of(about: Mapping[str, Any]) -> int:
+    """Return the side of the images, in pixels, that weights belong to; files of earlier versions don't say it."""
+    return about.get("image_size") or SIDE
 
 
 def weights_path(checkpoint: str | PathLike[str]) -> Path:
