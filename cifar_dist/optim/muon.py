@@ -9,6 +9,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steepest at 0 (Jordan et al. 2024)
 ITERATIONS = 3
 MOMENTUM = 0.6  # of filters
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class Muon(torch.optim.Optimizer):
@@ -26,40 +27,67 @@ class Muon(torch.optim.Optimizer):
         """Do one step; `closure` is not used."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            move = self._move_filter if group["orthogonal"] else self._move
-            for p in parameters:
-                move(p, group)
+            if parameters:
+                (self._move_filters if group["orthogonal"] else self._move)(parameters, group)
 
-    def _move_filter(self, p: Tensor, group: dict[str, Any]) -> None:
-        assert p.grad is not None
-        update = self._nesterov(p, p.grad, MOMENTUM)
-        p.mul_(len(p) ** 0.5 / p.norm())
-        p.sub_(orthogonalised(update.flatten(1)).view_as(p).mul_(group["lr"]))
+    def _move_filters(self, filters: Tensors, group: dict[str, Any]) -> None:
+        updates = self._nesterov(filters, [p.grad for p in filters if p.grad is not None], MOMENTUM)
+        directions = orthogonalised([update.flatten(1) for update in updates])
+        torch._foreach_mul_(directions, group["lr"])  # not alpha=: it may be a tensor
+        norms = torch._foreach_norm(filters)
+        torch._foreach_div_(norms, [len(p) ** 0.5 for p in filters])
+        for p, norm, direction in zip(filters, norms, directions, strict=True):
+            p.div_(norm).sub_(direction.view_as(p))
 
-    def _move(self, p: Tensor, group: dict[str, Any]) -> None:
-        assert p.grad is not None
-        gradient = p.grad.add(p, alpha=group["weight_decay"])
-        p.sub_(self._nesterov(p, gradient, group["momentum"]).mul_(group["lr"]))  # not alpha=: it may be a tensor
+    def _move(self, parameters: Tensors, group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        decayed = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+        updates = self._nesterov(parameters, decayed, group["momentum"])
+        torch._foreach_mul_(updates, group["lr"])
+        torch._foreach_sub_(parameters, updates)
 
-    def _nesterov(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].mul_(momentum).add_(gradient)
-        return gradient.add(buffer, alpha=momentum)
+    def _nesterov(self, parameters: Tensors, gradients: Tensors, momentum: float) -> Tensors:
+        buffers = []
+        for p in parameters:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return torch._foreach_add(gradients, buffers, alpha=momentum)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return (m, n) with the singular vectors of `matrix` (m, n) and singular values near 1: Newton-Schulz iterations.
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Return each (m, n) with its singular vectors and singular values near 1: Newton-Schulz iterations.
 
-    In float32, or on a GPU in bf16, whose rounding doesn't matter here.
+    An iteration multiplies X by a polynomial of its Gram matrix G = X Xᵀ, and makes of G one that follows from G alone. So the
+    polynomials are multiplied instead, which are square and commute, for all matrices of as many rows at once, and X is looked
+    at twice in all ("Gram Newton-Schulz", Dao-AILab 2026). Products with X are in its precision, or on a GPU in bf16.
     """
+    wide = [x if x.shape[0] <= x.shape[1] else x.T for x in matrices]
+    wide = [x.bfloat16() if x.is_cuda else x for x in wide]
+    results = list(matrices)
+    for rows in sorted({len(x) for x in wide}):
+        which = [i for i, x in enumerate(wide) if len(x) == rows]
+        grams = torch.stack([wide[i] @ wide[i].T for i in which]).to(matrices[0].dtype)
+        for i, factor in zip(which, newton_schulz(grams), strict=True):
+            result = (factor.to(wide[i].dtype) @ wide[i]).to(matrices[i].dtype)
+            results[i] = result if result.shape == matrices[i].shape else result.T
+    return results
+
+
+def newton_schulz(grams: Tensor) -> Tensor:
+    """Return the factors (B, m, m) that orthogonalise matrices X with X Xᵀ = `grams` (B, m, m), from the left."""
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().add_(1e-7).view(-1, 1, 1)
+    grams = grams / norms.square()
+    product = None
+    for i in range(ITERATIONS):
+        polynomial = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if i + 1 < ITERATIONS:
+            grams = polynomial @ grams @ polynomial
+    assert product is not None
+    return product / norms

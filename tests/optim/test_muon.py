@@ -21,27 +21,41 @@ def reference(matrix: torch.Tensor) -> torch.Tensor:
     return u @ s.diag() @ v
 
 
+def alone(matrix: torch.Tensor) -> torch.Tensor:
+    return orthogonalised([matrix])[0]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonalising_keeps_singular_vectors_and_sends_values_through_the_polynomial(shape):
     matrix = noise(*shape)
     expected = reference(matrix)
-    torch.testing.assert_close(orthogonalised(matrix.double()), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(orthogonalised(matrix).double(), expected, rtol=0, atol=1e-5)
-    assert orthogonalised(matrix).dtype == matrix.dtype and orthogonalised(matrix).shape == shape
+    torch.testing.assert_close(alone(matrix.double()), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone(matrix).double(), expected, rtol=0, atol=1e-5)
+    assert alone(matrix).dtype == matrix.dtype and alone(matrix).shape == shape
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_orthogonalising_does_not_care_for_the_size_of_a_matrix_nor_for_which_side_is_longer(shape, scale):
     matrix = noise(*shape)
-    torch.testing.assert_close(orthogonalised(matrix * scale), orthogonalised(matrix), rtol=0, atol=1e-4)
-    torch.testing.assert_close(orthogonalised(matrix.T), orthogonalised(matrix).T, rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone(matrix * scale), alone(matrix), rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone(matrix.T), alone(matrix).T, rtol=0, atol=1e-6)
 
 
 def test_singular_values_come_near_to_1_and_a_matrix_of_zeros_stays():
-    values = torch.linalg.svdvals(orthogonalised(noise(64, 576).double()))  # a random gradient of a layer of speednet
+    values = torch.linalg.svdvals(alone(noise(64, 576).double()))  # a random gradient of a layer of speednet
     assert values.min() > 0.6 and values.max() < 1.3
-    assert not orthogonalised(torch.zeros(4, 9)).any()
+    assert not alone(torch.zeros(4, 9)).any()
+
+
+def test_matrices_of_all_shapes_at_once_are_orthogonalised_as_each_alone():
+    matrices = [
+        noise(*shape, seed=i) for i, shape in enumerate([*SHAPES, (64, 576), (60, 256)])
+    ]  # (60, 256) and (256, 60) meet
+    together = orthogonalised(matrices)
+    assert [x.shape for x in together] == [x.shape for x in matrices]
+    for ours, matrix in zip(together, matrices, strict=True):
+        torch.testing.assert_close(ours.double(), reference(matrix), rtol=0, atol=1e-5)
 
 
 def parameter(*shape: int, memory_format=torch.contiguous_format) -> torch.nn.Parameter:
@@ -135,6 +149,6 @@ def test_going_on_from_a_saved_state_changes_no_bit():
 @pytest.mark.gpu
 def test_on_a_gpu_the_rounding_of_bf16_stays_small():
     matrix = noise(64, 576)
-    difference = orthogonalised(matrix.cuda()).cpu() - orthogonalised(matrix)
-    assert orthogonalised(matrix.cuda()).dtype == torch.float32
-    assert difference.norm() < 0.05 * orthogonalised(matrix).norm()
+    difference = alone(matrix.cuda()).cpu() - alone(matrix)
+    assert alone(matrix.cuda()).dtype == torch.float32
+    assert difference.norm() < 0.05 * alone(matrix).norm()
