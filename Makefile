@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= cifar10
 MINUTES ?= 14
+# A file's tests share what they set up. PYTEST_XDIST_AUTO_NUM_WORKERS is the number of processes if not that of the cores.
+PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-slow gpu lint type faults setup setup-dev clean
@@ -14,10 +16,10 @@ train: setup ## train a small ResNet, for ten minutes at most on two CPU cores
 	$(BIN)/python train.py --model resnet --data auto --epochs 3 --output-dir runs/first
 
 test: setup-dev ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: setup-dev ## the tests with several real processes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 gpu: setup-dev ## tests and measurements on a GPU, MINUTES=14 in total: DATA=FOLDER, SCRIPT=airbench94_muon.py; again for what is left
 	$(BIN)/python benchmarks/gpu.py --minutes $(MINUTES) --data $(DATA) $(if $(SCRIPT),--script $(SCRIPT))

@@ -17,6 +17,8 @@ from cifar_dist.training.views import Views
 # torch asks once, at a process's first matrix product, whether --deterministic is possible on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ["WANDB_MODE"] = "disabled"  # but in the tests of Weights & Biases itself
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores are the other workers'
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
