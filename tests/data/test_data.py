@@ -414,8 +414,8 @@ def test_the_synthetic_set_needs_more_than_a_linear_model(train):
             torch.nn.functional.cross_entropy(linear(x[index]), torch.from_numpy(targets)[index]).backward()
             optimizer.step()
     linear_accuracy = (linear(test_x).argmax(dim=1) == torch.from_numpy(test_targets)).double().mean().item()
-    options = "--data synthetic --model resnet20 --limit-train 10000 --limit-eval 2000 --epochs 5 --batch-size 128"
-    result = train(*options.split(), "--log-every", "50", "--threads", str(os.cpu_count()))
+    options = "--data synthetic --model lenet --limit-train 10000 --limit-eval 2000 --epochs 8 --batch-size 128"
+    result = train(*options.split(), "--log-every", "50")
     accuracy = result.json("summary.json")["test"]["accuracy"]
     assert 0.1 < linear_accuracy < 0.4
     assert accuracy > 0.6
