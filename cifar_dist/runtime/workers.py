@@ -34,4 +34,6 @@ def run_worker(module: str, job: Mapping[str, Any], config: TrainConfig, world_s
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "failed: "))]
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        if done.returncode < 0:  # as where memory is short
+            last = f"it was ended by signal {-done.returncode}"
         raise WorkerError(said[0].partition(": ")[2] if said else last)
