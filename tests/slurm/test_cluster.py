@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.runs import ROOT, words
 from helpers.slurm_cluster import Job, cluster, read
@@ -62,6 +63,17 @@ def weights(path: Path) -> bytes:
 def starts(path: Path) -> list[tuple[int, int]]:
     """Return (step, number of processes) of each start of a run."""
     return [(start["from_step"], start["world_size"]) for start in read(path, "config.json")["starts"]]
+
+
+def pause(job: Job) -> list[psutil.Process]:
+    """Suspend the launcher and the training of a job, whose nodes are all this machine, and return them."""
+    of_job, python = f"runs/{folder(job).name}", Path(sys.executable).resolve()
+    every = psutil.process_iter(["cmdline", "exe"])
+    found = [p for p in every if of_job in (p.info["cmdline"] or ()) and Path(p.info["exe"] or "").resolve() == python]
+    assert found
+    for process in found:
+        process.suspend()
+    return found
 
 
 def check_that_it_went_on(job: Job, run: Path, reference: Path) -> None:
@@ -224,9 +236,10 @@ def test_submit_and_queue_and_what_became_of_it(lab, small):
     array = re.search(r"job array (\d+) of 2 runs", said)
     assert array, said
     jobs = [Job(lab, f"{array[1]}_{task}") for task in (0, 1)]
-    for job in jobs:
-        job.training()
+    paused = [process for job in jobs for process in pause(job.training())]  # or a slow machine would ask too late
     shown = lab.call(*package, "queue", COLUMNS="160", **path)
+    for process in paused:
+        process.resume()
     for job in jobs:
         row = next(line for line in shown.splitlines() if line.startswith(job.id))
         assert "running" in row and f"runs/seeds-{job.id}" in row
