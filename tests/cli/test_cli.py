@@ -263,7 +263,7 @@ def test_a_run_outlives_whoever_reads_what_it_says(folders, data_dir, tmp_path):
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout and run.stdout.readline()
     run.stdout.close()
-    assert run.wait(120) == 0
+    assert run.wait(600) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
     with Path("/dev/full").open("w") as full:
         where[-1] = str(tmp_path / "other")
