@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,24 @@ from cifar_dist.compare.statistics import ALPHA, holm, mcnemar, one_against_seve
 from cifar_dist.record.predictions import read_predictions
 
 ALL = "all"  # stands before the classes: over all images
-WELCH = "Welch's t over runs"
-ONE_AGAINST_SEVERAL = "Student's t, one run against several"
-MCNEMAR = "exact McNemar, paired by image"
-PROPORTIONS = "two proportions, unpaired images"
+
+
+class Test(NamedTuple):
+    """A test of significance, and what it takes a sample of: other runs of the two configurations, or other images."""
+
+    name: str
+    over: Literal["runs", "images"]
+
+
+WELCH = Test("Welch's t", "runs")
+ONE_AGAINST_SEVERAL = Test("Student's t, one against several", "runs")
+MCNEMAR = Test("exact McNemar, paired", "images")
+PROPORTIONS = Test("two proportions, unpaired", "images")
+MEANING = {
+    "runs": "p over runs: whether the configurations differ by more than seeds of the same one do.",
+    "images": "p over images: whether two single networks differ by more than the choice of images explains. "
+    "Of other seeds it says nothing: that takes several runs of each.",
+}
 
 
 class Cell(NamedTuple):
@@ -34,7 +48,7 @@ class Cell(NamedTuple):
 class Difference:
     """A group's accuracies minus the baseline's, in [-1, 1]: over all images, then by class."""
 
-    test: str  # which test of significance
+    test: Test
     cells: dict[str, Cell]
 
 
@@ -55,6 +69,12 @@ def differences(comparison: Comparison) -> list[Difference | None]:
         _difference(group, baseline, split, paired) if _comparable(group, baseline) else None
         for group in comparison.groups
     ]
+
+
+def meanings(found: Sequence[Difference | None]) -> list[str]:
+    """Return what the p-values of these differences are over, in words: a sentence for each kind there is."""
+    over = {difference.test.over for difference in found if difference and difference.cells[ALL].p is not None}
+    return [text for kind, text in MEANING.items() if kind in over]
 
 
 def _comparable(group: Group, baseline: Group) -> bool:
@@ -78,7 +98,7 @@ def _difference(group: Group, baseline: Group, split: str, paired: Outcome | Non
 
 def _of_single_runs(
     ours: ComparedRun, theirs: ComparedRun, split: str, paired: Outcome | None
-) -> tuple[str, np.ndarray]:
+) -> tuple[Test, np.ndarray]:
     """Return which test it is, and its p-values (1 + C,); `paired` is what `theirs` recognised, image by image."""
     outcome = _outcome(ours, split) if paired else None
     if paired and outcome and np.array_equal(paired.targets, outcome.targets):

@@ -22,7 +22,8 @@ def to_json(comparison: Comparison, differences: Sequence[Difference | None], no
 
     `metric`, `baseline`, `differing` (options), `notes`; `groups`, the best first, each with `label`, `options` (those that
     differ), `runs` and `counted` (names), `n`, `mean`, `std`, `interval`, `seconds`, `macs`, `synthetic` and `difference` (to
-    the baseline: `test`, and for `all` and each class `delta` and the corrected `p`); `runs`, each with the keys of `run_entry`.
+    the baseline: `test`, `over` runs or images, and for `all` and each class `delta` and the corrected `p`); `runs`, each
+    with the keys of `run_entry`.
     """
     groups = zip(comparison.groups, differences, strict=True)
     return {
@@ -50,7 +51,7 @@ def _group_entry(group: Group, comparison: Comparison, difference: Difference | 
         "interval": {**interval._asdict(), "level": LEVEL} if interval else None,
         "seconds": group.seconds,
         "macs": group.macs,
-        "difference": difference and {"test": difference.test, **_cells(difference)},
+        "difference": difference and {"test": difference.test.name, "over": difference.test.over, **_cells(difference)},
     }
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from cifar_dist.compare.configuration import LAST
 from cifar_dist.compare.curves import chart_data
-from cifar_dist.compare.differences import Cell, Difference
+from cifar_dist.compare.differences import Cell, Difference, meanings
 from cifar_dist.compare.groups import Comparison, Group, repeat_of, value_of
 from cifar_dist.compare.runs import ComparedRun
 from cifar_dist.record.folder import PAGE_FILE
@@ -46,7 +46,7 @@ def write_comparison_page(
             for group, difference in zip(comparison.groups, differences, strict=True)
         ],
         classes=list(tested[0].cells) if tested else [],
-        tests=list(dict.fromkeys(difference.test for difference in tested)),
+        meanings=meanings(differences),
         unaveraged=[run_row(run, comparison.metric, path.parent) for run in comparison.unaveraged],
         runs=[
             (run_row(run, comparison.metric, path.parent), group.label)
@@ -103,7 +103,7 @@ def group_row(group: Group, difference: Difference | None, comparison: Compariso
         "runs": counts_text(group),
         "time": number_cell(group.seconds, clock(group.seconds)),
         "macs": number_cell(group.macs, macs_text(group.macs)),
-        "test": difference.test if difference else "",
+        "test": difference.test if difference else None,
         "deltas": {name: delta_cell(cell) for name, cell in difference.cells.items()} if difference else {},
     }
 

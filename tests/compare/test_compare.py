@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -41,14 +42,53 @@ def test_it_prints_the_table_and_says_where_the_files_are(runs, capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["compare", str(runs)]) == 0
     out = capsys.readouterr().out
-    lines = out.splitlines()
-    row = ["0.2", "lr0.2-s0,", "lr0.2-s1", "2", "70.50", "%", "±", "0.71", "64.15", "–", "76.85", "–"]
-    assert lines[1].split() == row
-    assert lines[2].startswith("0.1") and "-10.00, p = " in lines[2]
-    assert any(line.split()[:3] == ["killed", "killed", "20"] for line in lines)
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[:2] == [["test/accuracy", "difference"], ["lr", "folders", "n", "95", "%", "interval", "p", "over"]]
+    assert lines[2] == ["0.2", "lr0.2-s0,", "lr0.2-s1", "2", "70.50", "%", "±", "0.71", "–"]
+    assert lines[3] == ["64.15", "–", "76.85"]
+    assert lines[4] == ["0.1", "lr0.1-s0,", "lr0.1-s1", "2", "60.50", "%", "±", "0.71", "-10.00*"]
+    assert lines[5] == ["54.15", "–", "66.85", "p", "=", "0.015,", "runs"]
+    assert any(line[:3] == ["killed", "killed", "20"] for line in lines)
     assert "broken" in out and "summary.json: " in out
     assert f"{runs}/comparison/compare.html" in out.replace("\n", "")
     assert {path.name for path in (runs / "comparison").iterdir()} == {"compare.html", "compare.csv", "compare.json"}
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 200])
+@pytest.mark.parametrize("num_options", [1, 3, 4, 6])
+def test_every_number_and_name_is_whole_in_every_width(columns, num_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    options = {
+        "lr": 0.125,
+        "batch_size": 512,
+        "epochs": 30,
+        "warmup": 2.5,
+        "label_smoothing": 0.1,
+        "weight_decay": 5e-4,
+    }
+    first = write_run(tmp_path / "speednet-speed94-20261128-201022", 0.75)
+    second = write_run(tmp_path / "lenet-default-20261128-201522.1", 0.65, **dict([*options.items()][:num_options]))
+    main(["compare", str(tmp_path), "--output", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: lines.index("")]
+    assert max(len(line) for line in table) <= columns and len(table) <= 6
+    for word in (first.name, second.name, "75.00 %", "65.00 %", "-10.00", "61.51 – 84.92", "51.14 – 76.71"):
+        assert sum(word in line for line in table) == 1, word
+    assert any("p = 0.826, images" in line for line in table)  # 2 (1 - Φ(1.0911)), times 3 by Holm
+
+
+def test_it_says_in_words_what_a_p_value_is_over(tmp_path, capsys):
+    words = {"runs": "whether the configurations differ", "images": "whether two single networks differ"}
+    for over, seeds in (("images", (0,)), ("runs", (0, 1))):
+        root = tmp_path / over
+        for lr, seed in itertools.product((0.1, 0.2), seeds):
+            write_run(root / f"{lr}-{seed}", 0.5 + lr + seed / 100, lr=lr, seed=seed)
+        main(["compare", str(root), "--output", str(root)])
+        out, page = " ".join(capsys.readouterr().out.split()), (root / "compare.html").read_text()
+        for kind, meaning in words.items():
+            assert [f"p over {kind}: {meaning}" in text for text in (out, page)] == [kind == over] * 2
+        assert f", {over}" in out and f"<td>{over}</td>" in page
+        assert outcome(root)["groups"][1]["difference"]["over"] == over
 
 
 def test_the_json_holds_groups_and_runs(runs):
