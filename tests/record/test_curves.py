@@ -8,7 +8,8 @@ def train(step, samples, loss, accuracy):
 
 
 def val(step, loss, accuracy):
-    return {"kind": "val", "step": step, "epoch": step / 10, "samples": 0, "loss": loss, "accuracy": accuracy}
+    where = {"kind": "val", "step": step, "epoch": step / 10, "samples": 0}
+    return {**where, "loss": loss, "accuracy": accuracy, "num_images": 50}
 
 
 def test_a_point_is_the_mean_over_images_since_the_last_validation():
@@ -25,7 +26,7 @@ def test_a_point_is_the_mean_over_images_since_the_last_validation():
     assert (first.epoch, first.step, first.val_loss, first.val_accuracy) == (1.0, 10, 1.5, 0.4)
     assert first.train_loss == pytest.approx((60 * 2.0 + 30 * 1.0) / 90)
     assert first.train_accuracy == pytest.approx((60 * 0.2 + 30 * 0.5) / 90)
-    assert second == Point(2.0, 20, 0.5, 0.9, 1.0, 0.6)
+    assert second == Point(2.0, 20, 0.5, 0.9, 1.0, 0.6, 50)
     assert second.gap == pytest.approx(0.3)
 
 
@@ -38,10 +39,10 @@ def test_without_validation_there_is_a_point_for_every_epoch():
     assert gap_opening(points(lines)) is None
 
 
-def curve(val_losses, train_losses=None, accuracy=0.9):
+def curve(val_losses, train_losses=None, accuracy=0.9, images=None):
     train_losses = train_losses or [1 / (i + 1) for i in range(len(val_losses))]
     return [
-        Point(i + 1.0, i + 1, t, accuracy, v, 0.5)
+        Point(i + 1.0, i + 1, t, accuracy, v, 0.5, images)
         for i, (t, v) in enumerate(zip(train_losses, val_losses, strict=True))
     ]
 
@@ -61,6 +62,21 @@ def test_it_is_named_once_with_the_values():
         "since epoch 3 the validation loss rose from 1.2000 to 1.4000 while the training loss fell from 0.3333 to 0.1667"
         in named[5]
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "rises", "opens"),
+    [
+        (5000, (0.0034, 0.0042, 0.0019), False),  # of a run whose accuracy still rose: chance
+        (5000, (0.0255, 0.0255, 0.0255), True),  # the standard error is 1.8 / sqrt(5000) = 0.02546
+        (5000, (0.0254, 0.0254, 0.0254), False),
+        (5000, (0.4, 0.01, 0.4), False),  # one of them may be as low as the best
+        (50_000, (0.0254, 0.0254, 0.0254), True),
+        (None, (0.0034, 0.0042, 0.0019), True),
+    ],
+)
+def test_a_rise_within_what_the_choice_of_images_makes_is_none(images, rises, opens):
+    assert bool(gap_opening(curve([2.0, 1.8, *(1.8 + rise for rise in rises)], images=images))) == opens
 
 
 def test_worse_validation_with_worse_training_is_no_gap():
