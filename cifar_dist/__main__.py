@@ -1,15 +1,15 @@
 """`python -m cifar_dist COMMAND`, or `cifar-dist COMMAND` where it is installed: everything besides training and evaluation."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from cifar_dist.cli import COMMANDS
-from cifar_dist.errors import UserError, lookup
 from cifar_dist.installed import needed
 
 with needed():
+    from cifar_dist.cli import COMMANDS
     from cifar_dist.console import Console
+    from cifar_dist.errors import UserError, lookup
     from cifar_dist.exits import FINISHED, guarded
 
 
@@ -30,8 +30,9 @@ def _run(name: str, argv: Sequence[str]) -> int:
     if name in SCRIPTS:
         raise UserError(f"{name} is no command here: python {SCRIPTS[name]} does that")
     lookup(COMMANDS, name, "command")
-    command: int = import_module(f"cifar_dist.cli.{name}").main(argv)
-    return command
+    with needed():
+        command: Callable[[Sequence[str]], int] = import_module(f"cifar_dist.cli.{name}").main
+    return command(argv)
 
 
 def run() -> int:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from cifar_dist.errors import DivergedError, UserError
+from cifar_dist.installed import NOTHING_TO_SAVE
 from cifar_dist.record.checkpoint import BrokenCheckpointError
 from cifar_dist.runtime import collectives, launch
 from cifar_dist.text import printable, shortened
@@ -55,7 +56,7 @@ def _outcome(command: Callable[[], int], after_a_failure: str) -> tuple[int, str
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             status, message = WRONG_INPUT, f"error: {error.strerror}: {shortened(str(error.filename))}"
     except KeyboardInterrupt:
-        status, message = FAILED, "interrupted before there was anything to save"
+        status, message = FAILED, NOTHING_TO_SAVE
     except Exception as error:
         if not out_of_memory(error):
             sys.stderr.write(f"[rank {launch.env_int('RANK', 0)}] {traceback.format_exc()}")

@@ -331,3 +331,18 @@ def test_a_run_of_fewer_images_is_evaluated_on_all_and_that_is_said(train, data_
         assert evaluate.main(["--checkpoint", str(run.folder), "--data-dir", str(data_dir), *options]) == 0
         out = " ".join(capsys.readouterr().out.split())
         assert ("the run itself counted 20 images; here all 100 count" in out) == said
+
+
+@pytest.mark.parametrize("command", ["train.py --model lenet", "eval.py nowhere", "-m cifar_dist compare nowhere"])
+def test_ctrl_c_while_packages_are_imported_is_one_line_from_one_process(command, tmp_path):
+    # As numpy does it: an exception within an import comes out of it as another one.
+    package = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
+    (tmp_path / "torch.py").write_text(package + "except BaseException:\n    raise RecursionError from None\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for rank, said in (("", True), ("0", True), ("1", False)):
+        ranks = {"RANK": rank} if rank else {}
+        done = subprocess.run(
+            [sys.executable, *command.split()], env=environment | ranks, cwd=ROOT, capture_output=True, text=True
+        )
+        line = "interrupted before there was anything to save\n" * said
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
