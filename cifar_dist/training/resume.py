@@ -117,7 +117,8 @@ def open_folder(config: TrainConfig, given: Mapping[str, Any], locks: list[BaseF
         load_newest(start)
         if start.recorded:
             further = further_options(start, source, config, given)
-            start.config = recorded_config(start.recorded, config, given, path, further)
+            free = further or other_patience(start, config, given)
+            start.config = recorded_config(start.recorded, config, given, path, free)
             start.further_from = start.recorded.get("further_from", 0)
             if further:
                 go_further(start, given)
@@ -271,6 +272,33 @@ def further_options(
         return ()
     asked = any(name in given and getattr(config, name) != recorded["config"].get(name) for name in ("epochs", "steps"))
     return FURTHER if asked and len(recorded["starts"]) == len(original["starts"]) else ()
+
+
+def other_patience(start: StartingPoint, config: TrainConfig, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return `patience` where an unfinished run may have another: with it from the beginning, it would have come as far.
+
+    Raises `UserError` where it would have ended before.
+    """
+    if not start.saved or "patience" not in given:
+        return ()
+    assert start.recorded is not None
+    waits = [0]  # validations without a better one, in stretches
+    best = -1.0
+    for line in RunFolder(start.path).read_metrics_until(start.saved.step):
+        if line["kind"] != "val":
+            continue
+        better, best = line["accuracy"] > best, max(line["accuracy"], best)
+        if better or line["step"] <= start.recorded.get("further_from", 0):
+            waits.append(0)
+        else:
+            waits[-1] += 1
+    longest = max(waits[:-1], default=0)
+    if config.patience and config.patience <= longest:
+        raise UserError(
+            f"with --patience {config.patience} the run in {start.path} would have ended before step {start.saved.step}, "
+            f"and missed its best validation: one was better after {longest} that weren't; give {longest + 1} or more"
+        )
+    return ("patience",)
 
 
 def go_further(start: StartingPoint, given: Mapping[str, Any]) -> None:

@@ -1,8 +1,12 @@
 """Training a finished run further, beginning with other weights, and ending early: by validation, or in time."""
 
 import math
+import random
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +14,13 @@ from helpers.runs import stop_after, untimed
 from safetensors.torch import load
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.errors import UserError
 from cifar_dist.optim.schedule import Schedule
 from cifar_dist.record.reader import read_run
 from cifar_dist.replay.job import stretches
 from cifar_dist.report.provenance import commands, quoted
 from cifar_dist.text import seconds_of
-from cifar_dist.training import engine, preemption
+from cifar_dist.training import engine, preemption, resume
 from cifar_dist.training.preemption import Ballot, StopSignals
 
 
@@ -146,6 +151,41 @@ def test_patience_ends_a_run_and_tests_its_best_weights(train, monkeypatch, caps
         stop_after(patch, 23)
         assert train(*options).status != 0
     assert untimed(train(*options).metrics()) == untimed(whole.metrics())
+
+
+STILL = ("--epochs", "12", "--lr", "1e-9", "--schedule", "constant", "--warmup", "0")  # so that no validation is better
+
+
+@pytest.mark.parametrize("before", [(), ("--patience", "9")])
+def test_a_run_that_goes_on_may_have_another_patience(train, monkeypatch, before):
+    whole = train(*STILL, "--patience", "3", name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 23)
+        assert train(*STILL, *before).status != 0
+    resumed = train(*STILL, "--patience", "3")
+    assert untimed(resumed.metrics()) == untimed(whole.metrics())
+    assert resumed.json("config.json")["config"]["patience"] == 3
+
+
+@pytest.mark.parametrize("seed", range(64))
+def test_a_patience_with_which_the_best_validation_would_have_been_missed_is_refused(seed, monkeypatch):
+    draw = random.Random(seed)
+    shares, patience = [draw.randrange(6) / 10 for _ in range(draw.randrange(1, 9))], draw.randrange(1, 5)
+    best, since, seen = -1.0, 0, 0  # of a run that has it from the beginning
+    while seen < len(shares) and since < patience:
+        best, since, seen = max(best, shares[seen]), 0 if shares[seen] > best else since + 1, seen + 1
+    lines = [{"kind": "val", "step": step, "accuracy": share} for step, share in enumerate(shares, start=1)]
+    monkeypatch.setattr(resume.RunFolder, "read_metrics_until", lambda *_: lines)
+    config = TrainConfig(epochs=12, patience=patience)
+    start = resume.StartingPoint(Path("run"), config, recorded={}, saved=SimpleNamespace(step=len(shares)))
+    refused = False
+    try:
+        assert resume.other_patience(start, config, {"patience": patience}) == ("patience",)
+    except UserError as error:
+        refused = True
+        more = int(re.search(r"give (\d+) or more", str(error))[1])
+        assert resume.other_patience(start, replace(config, patience=more), {"patience": more}) == ("patience",)
+    assert refused == (max(shares) > best)
 
 
 def test_patience_needs_validation(train, capsys):
