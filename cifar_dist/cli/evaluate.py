@@ -51,7 +51,8 @@ class EvalOptions:
     )
     output: str = option(
         "",
-        "where to write the JSON, one for all checkpoints, and beside it a page (default: each beside its weights, eval-SPLIT.json)",
+        "where to write the JSON, one for all checkpoints, and beside it a page (default: each beside its weights, "
+        "eval-SPLIT.json; with --limit-eval 500 eval-SPLIT-500-images.json)",
     )
 
 
@@ -98,7 +99,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     # Epochs are not used; a TrainConfig carries the shared options with their meaning and their checks.
     join(TrainConfig(epochs=1, **shared))
     several = collectives.on_all(lambda: load_all(options))
-    outputs = output_paths(options, several)
+    outputs = output_paths(options, several, shared.get("limit_eval"))
     precision = shared.get("mixed_precision") or common_precision(several)
     config = choose_precision(TrainConfig(epochs=1, **{**shared, "mixed_precision": precision}))
     accelerator = accelerate(config)
@@ -141,11 +142,14 @@ def common_precision(several: Sequence[Weights]) -> str:
     return precision
 
 
-def output_paths(options: EvalOptions, several: Sequence[Weights]) -> dict[Path, list[int]]:
-    """Return the JSON files to write, each with the places of the weights it is about; raises `UserError`."""
+def output_paths(options: EvalOptions, several: Sequence[Weights], limit: int | None) -> dict[Path, list[int]]:
+    """Return the JSON files to write, each with the places of the weights it is about; raises `UserError`.
+
+    What is measured on `limit` images has a name of its own, so that it never takes the place of a whole result.
+    """
     if options.output:
         return {Path(options.output): list(range(len(several)))}
-    name = f"eval-{options.split}" + "-average" * options.average
+    name = f"eval-{options.split}" + "-average" * options.average + (f"-{limit}-images" if limit else "")
     outputs: dict[Path, list[int]] = {}
     for place, weights in enumerate(several):
         path = weights.path.parent / f"{name}.json"

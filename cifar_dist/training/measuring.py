@@ -77,7 +77,7 @@ def measure(
         "note": note,
     }
     record |= {"about": about, "split": split_name, "dataset": dataset.name, "synthetic": dataset.synthetic}
-    record |= {"fingerprint": dataset.fingerprint, "tta": config.tta}
+    record |= {"fingerprint": dataset.fingerprint, "tta": config.tta, "limit_eval": config.limit_eval}
     record |= result.counted(dataset.classes)
     record |= score(result.confusion.numpy(), logits_of(result), validation, dataset.classes)
     title = f"{about['model']}, {split_name} images of {dataset.name}"

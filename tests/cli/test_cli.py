@@ -213,7 +213,7 @@ def test_evaluating_a_run_again_gives_the_same_integers(train, data_dir, capsys)
     for name in ("", "model.safetensors"):
         options = ["--checkpoint", str(result.folder / name), "--data-dir", str(data_dir), "--limit-eval", "80"]
         assert evaluate.main(options) == 0
-        written = result.json("eval-test.json")
+        written = result.json("eval-test-80-images.json")
         assert written["confusion_matrix"] == tested["confusion_matrix"]
         assert written["loss"] == tested["loss"]
     assert "all" in capsys.readouterr().out

@@ -224,3 +224,17 @@ def test_published_files_are_evaluated_in_their_own_format(train, run_eval, tmp_
     capsys.readouterr()
     assert run_eval("--checkpoint", other.folder, "--corruptions", files) == 2
     assert "are those of CIFAR-10, and these weights know bird cat dog ship" in capsys.readouterr().err
+
+
+def test_what_is_measured_on_a_part_of_the_images_takes_no_whole_results_place(train, run_eval, capsys):
+    run = train("--steps", "1")
+    assert run_eval("--checkpoint", run.folder) == 0
+    names = ("eval-test.json", "eval-test.html", "summary.json")
+    whole = [(run.folder / name).read_bytes() for name in names]
+    capsys.readouterr()
+    assert run_eval("--checkpoint", run.folder, "--limit-eval", 8) == 0
+    assert f"written to {run.folder}/eval-test-8-images.json" in capsys.readouterr().out.replace("\n", "")
+    assert [(run.folder / name).read_bytes() for name in names] == whole
+    assert run.json("eval-test-8-images.json")["num_images"] == 8
+    said = "Limited by --limit-eval 8"
+    assert [said in (run.folder / f"eval-test{part}.html").read_text() for part in ("", "-8-images")] == [False, True]
