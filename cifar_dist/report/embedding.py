@@ -18,7 +18,8 @@ MOST_IMAGES = 2000  # t-SNE takes seconds for as many, and more points than thes
 BLOCK = 500
 PERPLEXITY = 30.0  # scikit-learn's own
 MARKERS = "os^vDPX*<>"
-WIDTH, HEIGHT = 9.0, 7.5  # inches
+WIDTH, HEIGHT = 9.0, 7.0  # inches, without the classes' names
+COLUMNS, ROW_HEIGHT = 4, 0.22  # of these, below the points; in inches
 
 
 def check_installed() -> None:
@@ -72,7 +73,8 @@ def draw_embedding(
     points: np.ndarray, targets: np.ndarray, classes: Sequence[str], path: Path, title: Sequence[str]
 ) -> Path:
     """Draw points (N, 2), a colour and a marker for each class. Without a ground: the page, which may be dark, shows it."""
-    figure = Figure((WIDTH, HEIGHT), 110, layout="constrained")
+    rows = -(-len(classes) // COLUMNS)
+    figure = Figure((WIDTH, HEIGHT + ROW_HEIGHT * rows), 110, layout="constrained")
     figure.suptitle("\n".join(wrap(line, WIDTH) for line in title), fontsize=TITLE_POINTS, color=MIDTONE)
     axes = figure.subplots()
     palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
@@ -87,5 +89,5 @@ def draw_embedding(
     axes.set_aspect("equal")
     axes.patch.set_visible(False)
     axes.spines[:].set_color(MIDTONE)
-    figure.legend(loc="outside right upper", frameon=False, labelcolor=MIDTONE, ncols=-(-len(classes) // 40))
+    figure.legend(loc="outside lower center", frameon=False, labelcolor=MIDTONE, ncols=COLUMNS)
     return save(figure, path, transparent=True)

@@ -67,6 +67,21 @@ def test_the_picture_has_no_ground_and_nothing_is_cut_off(tmp_path, count):
         assert (edge == 0).all()
 
 
+@pytest.mark.parametrize("count", [2, 10, 100])
+def test_title_points_and_names_lie_below_one_another(tmp_path, monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(embedding, "save", lambda figure, path, **_: figures.append(figure) or path)
+    points, targets = np.random.default_rng(0).normal(size=(300, 2)), np.arange(300) % count
+    classes, title = [f"class {i}" for i in range(count)], ["a model, on some data with a long name, " * 3, "and how"]
+    embedding.draw_embedding(points, targets, classes, tmp_path / "embedding.png", title)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    parts = (figure._suptitle, figure.axes[0], figure.legends[0])
+    above, middle, below = (part.get_window_extent() for part in parts)
+    assert above.ymin > middle.ymax and middle.ymin > below.ymax
+    assert middle.height > 500
+
+
 def test_report_draws_the_features_on_request(train, capsys, monkeypatch):
     result = train("--model", "lenet")
     picture = result.folder / "plots/embedding.png"
