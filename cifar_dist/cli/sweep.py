@@ -93,12 +93,15 @@ def show_ranking(study: Study, console: Console) -> None:
     lines = [record_of(candidate, place, names) for place, candidate in enumerate(candidates, start=1)]
     RunFolder(study.folder).write_json(RANKING_FILE, {**content, "groups": lines})
     table = Table(title=f"{metric.name}, mean ± sample standard deviation over seeds and folds", title_justify="left")
-    for column in ("rank", "runs", *names, "n", metric.key, "status"):
+    for column in ("rank", "folders", *names, "n", metric.key, "status"):
         table.add_column(column, justify="left" if column in (*names, "status") else "right", overflow="fold")
     for place, candidate in enumerate(candidates, start=1):
         mean = metric.text(candidate.mean) + (f" ± {metric.text(candidate.std)}" if candidate.std is not None else "")
         status = ", ".join(f"{count} {status}" for status, count in candidate.counts().items())
-        cells = [str(place) if candidate.complete else "-", " ".join(map(str, candidate.indices))]
+        cells = [
+            str(place) if candidate.complete else "-",
+            ", ".join(study.run_folder(index).name for index in candidate.indices),
+        ]
         cells += [
             *(option_text(candidate.options.get(name)) for name in names),
             str(len(candidate.values)),

@@ -582,10 +582,12 @@ def test_a_sweep_runs_each_once_and_ranks_them(stand_in):
     assert re.search(r"run 0001 finished after 0:0\d: --lr 0.3  val/accuracy 30.00 %", output)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
     assert rows == [
-        ["1", "1", "0.3", "1", "30.00 %", "1 finished"],
-        ["2", "2", "0.2", "1", "20.00 %", "1 finished"],
-        ["3", "0", "0.1", "1", "10.00 %", "1 finished"],
+        ["1", "0001", "0.3", "1", "30.00 %", "1 finished"],
+        ["2", "0002", "0.2", "1", "20.00 %", "1 finished"],
+        ["3", "0000", "0.1", "1", "10.00 %", "1 finished"],
     ]
+    head = next(line for line in output.splitlines() if "status" in line)
+    assert re.findall(r"\w+", head)[:2] == ["rank", "folders"]
     assert "*** SYNTHETIC DATA" in output
     (line,) = [line for line in output.splitlines() if line.startswith("to train and test the best: ")]
     assert line.split(": ")[1] == "python stand_in.py --model lenet --epochs 1 --data synthetic --lr 0.3"
@@ -652,7 +654,7 @@ def test_seeds_are_one_line_and_the_winner_is_named_without_them(stand_in, capsy
     Path(name).write_text(yaml.safe_dump(content, sort_keys=False))
     assert main(["sweep", name, "--output-dir", "runs/third"]) == FINISHED
     output = capsys.readouterr().out
-    assert "│    1 │ 0 1 2 3 │ 4 │ 10.00 % ± 0.00 % │ 4 finished │" in output
+    assert "│    1 │ 0000, 0001, 0002, 0003 │ 4 │ 10.00 % ± 0.00 % │ 4 finished │" in output
     assert output.splitlines()[-1].endswith("python stand_in.py --model lenet --epochs 1 --data synthetic --lr 0.1")
 
 
