@@ -122,6 +122,7 @@ class ConfigRecord(TypedDict, total=False):
     dataset: DatasetRecord
     starts: list[Start]
     further_from: int  # the step from which on a copy of another run was trained further
+    early_before: int  # images that the other run saw in the first half of its epochs
 
 
 class TrainResult(TypedDict):

@@ -15,6 +15,7 @@ from cifar_dist.console import Console
 from cifar_dist.data import Dataset, Splits
 from cifar_dist.errors import UserError
 from cifar_dist.files import write_atomically
+from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.recipes import own_config
 from cifar_dist.record import checkpoint, curves
 from cifar_dist.record.environment import changes, environment
@@ -26,7 +27,7 @@ from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import count, reason
 from cifar_dist.tracking.link import resolve_mode
 from cifar_dist.training.build import Trainer, build, initialise
-from cifar_dist.training.compute import macs_per_sample
+from cifar_dist.training.compute import early_images, macs_per_sample
 from cifar_dist.training.engine import train
 from cifar_dist.training.evaluation import evaluate
 from cifar_dist.training.memory import fit_micro_batch
@@ -169,11 +170,11 @@ def begin_record(run: Run, start: StartingPoint, here: Start) -> None:
             "starts": [*starts, {"from_step": progress.step, **here}],
         }
         if start.further_from:
-            content["further_from"] = start.further_from
+            content |= {"further_from": start.further_from, "early_before": early_before(start, trainer)}
         run.folder.write_config(content)
         if (here.get("git_commit") or "").endswith("+"):
             write_atomically(run.folder.path / CHANGES_FILE, changes())
-        run.folder.write_json(SUMMARY_FILE, {"status": "running", **size_of(trainer)})
+        run.folder.write_json(SUMMARY_FILE, {"status": "running", **size_of(run)})
         return progress
 
     trainer.state.progress = on_main(write)
@@ -249,7 +250,7 @@ def summarise(run: Run, **more: Unpack[Summary]) -> None:
         "dataset": trainer.dataset.name,
         "synthetic": trainer.dataset.synthetic,
         "step": progress.step,
-        **size_of(trainer),
+        **size_of(run),
         "epoch": progress.step / trainer.plan.steps_per_epoch,
         "seconds": round(progress.seconds, 3),
         "best_step": progress.best_step,
@@ -260,9 +261,22 @@ def summarise(run: Run, **more: Unpack[Summary]) -> None:
     run.folder.write_json(SUMMARY_FILE, {"status": more["status"], **summary, **more})
 
 
-def size_of(trainer: Trainer) -> Summary:
+def early_before(start: StartingPoint, trainer: Trainer) -> int:
+    """Return how many images of the first half of its epochs the run saw that this one is a longer copy of."""
+    assert start.recorded is not None
+    begun, known = start.recorded.get("further_from", 0), start.recorded.get("early_before", 0)
+    if begun == start.further_from:
+        return known
+    config = TrainConfig.from_dict(start.recorded["config"])
+    copied = BatchPlan.from_config(config, trainer.plan.num_images, trainer.plan.world_size)
+    return early_images(copied, start.further_from, begun, known)
+
+
+def size_of(run: Run) -> Summary:
     """Return how much the whole run is, which whoever compares runs needs before its end."""
-    macs = macs_per_sample(trainer.config, trainer.plan, len(trainer.dataset.classes))
+    trainer, record = run.trainer, run.folder.config() or ConfigRecord()
+    before = record.get("further_from", 0), record.get("early_before", 0)
+    macs = macs_per_sample(trainer.config, trainer.plan, len(trainer.dataset.classes), *before)
     return {"total_steps": trainer.plan.total_steps, "macs_per_sample": macs}
 
 
