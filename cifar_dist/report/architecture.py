@@ -50,7 +50,6 @@ class Frame:
     kind: str = ""
     repeats: int = 1
     last_block: str = ""
-    skips: int = 0  # that end in it
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,6 @@ class Architecture:
     skips: tuple[Skip, ...]
     frames: tuple[Frame, ...]
     parameters: int = 0
-
-    @property
-    def num_skips(self) -> int:
-        """Of the whole model, drawn or repeated."""
-        return sum(frame.skips * frame.repeats for frame in self.frames)
 
 
 def architecture(steps: Sequence[Step]) -> Architecture:
@@ -158,8 +152,7 @@ def find_frames(whole: Architecture) -> Iterator[Frame]:
         range(len(whole.path)), key=lambda i: (whole.path[i].block, whole.path[i].block_kind)
     ):
         places = list(members)
-        ending = sum(places[0] <= skip.target <= places[-1] for skip in whole.skips)
-        yield Frame(places[0], places[-1], block, kind, last_block=block, skips=ending)
+        yield Frame(places[0], places[-1], block, kind, last_block=block)
 
 
 def collapse(whole: Architecture) -> Architecture:
