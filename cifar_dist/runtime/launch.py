@@ -1,6 +1,9 @@
 """What the launcher started and was asked for: read from the environment and its command line, before there is a process group."""
 
 import os
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +57,21 @@ def one_machine() -> bool:
 def under_launcher() -> bool:
     """Whether accelerate launch or torchrun started this process. They report any exit status but 0 as a crash."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def start_again(script: str, options: Sequence[str]) -> str:
+    """Return the line that starts `script` with these options as this process was started: by python, or by its launcher."""
+    words = [sys.argv[0] if Path(sys.argv[0]).name == script else script, *options]
+    if not under_launcher():
+        return shlex.join(["python", *words])
+    if not one_machine():
+        return f"on each machine the same launch of {shlex.join(words)}"
+    try:
+        launcher = psutil.Process().parent().cmdline()
+        program, *settings = launcher[1 : launcher.index(sys.argv[0])]  # without the interpreter, up to the script
+    except (psutil.Error, AttributeError, ValueError):
+        return f"the same launch of {shlex.join(words)}"
+    return shlex.join([*(["python", program] if program == "-m" else [Path(program).name]), *settings, *words])
 
 
 @dataclass(frozen=True)

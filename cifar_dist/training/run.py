@@ -22,7 +22,7 @@ from cifar_dist.record.environment import changes, environment
 from cifar_dist.record.folder import CHANGES_FILE, SUMMARY_FILE, TRAINING_FILE, WEIGHTS_FILE, RunFolder
 from cifar_dist.record.lines import ConfigRecord, DatasetRecord, Start, Summary
 from cifar_dist.runtime.collectives import on_main, rank, world_size
-from cifar_dist.runtime.launch import under_launcher
+from cifar_dist.runtime.launch import start_again
 from cifar_dist.runtime.watch import Watch
 from cifar_dist.text import count, reason
 from cifar_dist.tracking.link import resolve_mode
@@ -89,7 +89,7 @@ def train_and_test(
             summarise(run, status="interrupted", signal=cause)
             console.warn(
                 f"interrupted by {cause} after step {run.trainer.state.progress.step}, which is saved; "
-                f"{'' if under_launcher() else 'python '}train.py --resume {start.path} goes on from there"
+                f"{start_again('train.py', ['--resume', str(start.path)])} goes on from there"
             )
         else:
             test(run)

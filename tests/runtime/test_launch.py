@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -283,3 +284,45 @@ def test_processes_live_through_the_debugging_switch_that_torchs_own_ddp_dies_of
     done = torchrun(2, ["train.py", "--model", "lenet", "--steps", "2", *where])
     said = "TORCH_DISTRIBUTED_DEBUG=DETAIL ends DDP with a segmentation fault; this run has INFO"
     assert done.stderr.splitlines().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "parent", "line"),
+    [
+        ({}, "bash", "python train.py"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no"},
+            "/env/bin/python /env/bin/accelerate launch --num_processes 2 train.py --model lenet",
+            "accelerate launch --num_processes 2 train.py",
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "none"},
+            "/env/bin/python3.11 /env/bin/torchrun --nproc_per_node=2 train.py --epochs 3",
+            "torchrun --nproc_per_node=2 train.py",
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "none"},
+            "python -m torch.distributed.run --nproc_per_node 2 train.py",
+            "python -m torch.distributed.run --nproc_per_node 2 train.py",
+        ),
+        ({"TORCHELASTIC_RUN_ID": "none"}, "bash job.sh", "the same launch of train.py"),
+        ({"TORCHELASTIC_RUN_ID": "none"}, "train.py", "the same launch of train.py"),
+        (
+            {"TORCHELASTIC_RUN_ID": "7", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            "/env/bin/python /env/bin/torchrun --nnodes 2 --node_rank 1 train.py",
+            "on each machine the same launch of train.py",
+        ),
+    ],
+)
+def test_a_run_goes_on_by_the_launcher_that_started_it(monkeypatch, environment, parent, line):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    process = SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=parent.split))
+    monkeypatch.setattr(launch.psutil, "Process", lambda: process)
+    monkeypatch.setattr(launch.sys, "argv", ["train.py", "--model", "lenet"])
+    assert launch.start_again("train.py", ["--resume", "a run"]) == f"{line} --resume 'a run'"
+    monkeypatch.setattr(launch.sys, "argv", ["my_own_program.py"])
+    if not environment:
+        assert launch.start_again("train.py", ["--resume", "a"]) == "python train.py --resume a"
