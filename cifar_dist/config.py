@@ -356,9 +356,10 @@ class TrainConfig:
 
 GROUPS = {  # of --help: every field once, the everyday ones first
     "everyday options": (
-        *("model", "recipe", "data", "epochs", "batch_size", "lr", "augment", "seed", "output_dir", "resume"),
+        *("model", "recipe", "data", "epochs", "batch_size", "lr", "augment", "seed", "init_from", "patience"),
+        *("max_time", "output_dir", "resume"),
     ),
-    "model": ("model_options", "init_from", "batch_norm", "exact_shards", "ema_decay"),
+    "model": ("model_options", "batch_norm", "exact_shards", "ema_decay"),
     "data": (
         *("data_dir", "val_fraction", "test_fraction", "folds", "fold", "split_seed", "limit_train", "limit_eval"),
         *("image_size", "normalize", "early_size"),
@@ -366,7 +367,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     "optimisation": (
         *("optimizer", "momentum", "nesterov", "bias_lr_per_image", "head_lr_per_image", "weight_decay", "decay_all"),
         *("label_smoothing", "max_grad_norm", "steps", "drop_last", "schedule", "warmup", "milestones", "step_epochs"),
-        *("lr_factor", "schedule_start", "patience"),
+        *("lr_factor", "schedule_start"),
     ),
     "devices and speed": (
         *(
@@ -382,7 +383,7 @@ GROUPS = {  # of --help: every field once, the everyday ones first
     ),
     "evaluation": ("eval_every", "tta", "test"),
     "record": (
-        *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "max_time"),
+        *("log_every", "checkpoint_minutes", "keep_checkpoints", "keep_every"),
         *("wandb", "wandb_group", "wandb_tags", "wandb_weights", "tensorboard"),
     ),
 }
