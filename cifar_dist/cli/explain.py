@@ -164,7 +164,15 @@ def step_lines(found: dict[str, Any]) -> list[str]:
         f"{percent(achieved / found['ceiling'], 1)} of what products of large matrices reach here"
     )
     pauses = ", ".join(f"a {name} {duration(seconds)}" for name, seconds in found["pauses"].items() if seconds)
-    return [*lines, f"beside steps: {pauses}"]
+    lines.append(f"beside steps: {pauses}")
+    between, validation = found["steps_between"], found["pauses"]["validation"]
+    if between and validation / (validation + between * step_s) > WORTH_SAYING - 1:
+        now, fewer = (percent(validation / (validation + times * between * step_s), 0) for times in (1, 2))
+        lines.append(
+            f"with one every {count(between, 'step')} validations take {now} of the time; "
+            f"with --eval-every {2 * found['eval_every']} {fewer}, and fewer weights to choose from"
+        )
+    return lines
 
 
 def suggestion_line(tried: Sequence[dict[str, Any]]) -> str:

@@ -51,6 +51,9 @@ def explain(job: dict[str, Any]) -> int:
     found["captured"] = isinstance(trainer.captured, CapturedSteps) and not trainer.captured.given_up
     if job["closely"]:
         found |= {"parts": parts(steps, job["seconds"]), **profiled(steps), "pauses": pauses(trainer)}
+        found["eval_every"] = trainer.plan.epochs_between(config.eval_every)
+        between = found["eval_every"] * trainer.plan.steps_per_epoch
+        found["steps_between"] = between if between < trainer.plan.total_steps else None  # validations
         found |= {
             "ceiling": ceiling(trainer),
             "macs": macs_per_sample(config, trainer.plan, len(trainer.dataset.classes)),

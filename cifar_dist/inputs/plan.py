@@ -108,12 +108,15 @@ class BatchPlan:
         return steps_done % self.steps_per_epoch % every == 0
 
     def is_epoch_end(self, steps_done: int, every: int | None) -> bool:
-        """Whether `steps_done` steps end an epoch whose number `every` divides, or the run.
+        """Whether `steps_done` steps end an epoch whose number `every` divides, or the run."""
+        return steps_done % (self.epochs_between(every) * self.steps_per_epoch) == 0 or steps_done == self.total_steps
+
+    def epochs_between(self, every: int | None) -> int:
+        """Return the epochs between two validations, `every` if it is given.
 
         By default runs of 100 epochs or more validate some 50 times: often enough to choose weights, in less than 2 % of the time.
         """
-        every = every or max(1, self.epochs // 50)
-        return steps_done % (every * self.steps_per_epoch) == 0 or steps_done == self.total_steps
+        return every or max(1, self.epochs // 50)
 
     def statistics_weights(self, step: int, rank: int) -> list[int]:
         """Return how much each micro-batch's batch-norm statistics count within a step: by its images.

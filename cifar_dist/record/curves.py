@@ -95,8 +95,7 @@ def gap_opening(curve: Sequence[Point]) -> Point | None:
 def _standard_error(point: Point) -> float:
     """Return about how much the validation loss owes to the choice of its images; 0 where their number isn't known.
 
-    Over images the cross-entropy has a standard deviation of about its mean, as an exponential distribution has: 0.8 to 1.5
-    times it in trained networks.
+    Over images the cross-entropy has a standard deviation of about its mean, as an exponential distribution has.
     """
     return (point.val_loss or 0.0) / math.sqrt(point.val_images) if point.val_images else 0.0
 

@@ -32,13 +32,29 @@ def test_a_record_says_how_much_of_its_time_was_steps(tmp_path):
 def test_the_parts_of_a_step_are_shares_of_their_sum_and_operations_of_the_ceiling():
     found = {"step_s": 0.1, "batch_size": 50, "captured": False, "parts": {"optimizer": 0.02, "passes": 0.06}}
     found |= {"operations": 82.3, "inside": 0.75, "macs": 4e6, "ceiling": 8e9}
-    found["pauses"] = {"validation": 0.0, "checkpoint": 0.02}
+    found |= {"pauses": {"validation": 0.0, "checkpoint": 0.02}, "eval_every": 1, "steps_between": 20}
     lines = step_lines(found)
     assert "a step of 50 images takes 100 ms, eager: 500 images/s" in lines[0]
     assert [line.split()[0] for line in lines[1:3]] == ["75.0", "25.0"]
     assert "75 % of its time is inside them, 25 % is Python" in lines[3]
     assert "4 of at most 16 GFLOP/s, 25.0 %" in lines[4]  # 500 images/s of 4 million multiply-accumulates each
-    assert lines[5] == "beside steps: a checkpoint 20 ms"
+    assert lines[5:] == ["beside steps: a checkpoint 20 ms"]
+
+
+def test_validations_that_take_much_of_the_time_are_said_and_what_half_as_many_take():
+    found = {
+        "step_s": 0.1,
+        "batch_size": 50,
+        "captured": False,
+        "parts": {"passes": 0.1},
+        "operations": 9,
+        "inside": 1.0,
+    }
+    found |= {"macs": 1, "ceiling": 1e9, "eval_every": 2, "steps_between": 20}
+    assert "validations" not in step_lines({**found, "pauses": {"validation": 0.1}})[-1]  # 0.1 of 2.1 s
+    assert "validations" not in step_lines({**found, "steps_between": None, "pauses": {"validation": 9.0}})[-1]
+    line = step_lines({**found, "pauses": {"validation": 0.5}})[-1]  # 0.5 of 2.5 s, or of 4.5
+    assert "one every 20 steps validations take 20 % of the time; with --eval-every 4 11 %" in line
 
 
 def test_only_what_was_faster_each_time_is_suggested():
