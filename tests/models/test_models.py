@@ -190,8 +190,9 @@ def test_ghasemis_family_has_the_layers_of_his_listing_and_of_his_table():
     assert conv_widths(12) == [32, 32, 32, 64, 64, 64, 128, 128, 256, 256, 512, 512]
 
 
-def test_zhangs_skip_joins_by_concatenation_before_the_stems_relu():
-    model = build_model("zhang").eval()
+@pytest.mark.parametrize("pool", ["no", "yes"])
+def test_zhangs_skip_joins_by_concatenation_before_the_stems_relu(pool):
+    model = build_model("zhang", options=(f"pool={pool}",)).eval()
     inputs = []
     model.conv4.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     images = torch.randn(2, 3, 32, 32)
@@ -200,6 +201,20 @@ def test_zhangs_skip_joins_by_concatenation_before_the_stems_relu():
     skip = F.relu(model.bn_skip(F.conv2d(stem[:, :, ::4, ::4], model.skip.weight, model.skip.bias)))
     torch.testing.assert_close(inputs[0][:, 64:], skip)
     assert inputs[0].shape == (2, 128, 8, 8)
+
+
+def test_zhang_pools_the_largest_of_four_places_in_place_of_taking_one_of_four():
+    strided, pooled = (build_model("zhang", options=(f"pool={pool}",)).eval() for pool in ("no", "yes"))
+    pooled.load_state_dict(strided.state_dict())
+    blocks = {True: [], False: []}
+    strided.conv3.register_forward_pre_hook(lambda _, args: blocks[False].append(args[0]))
+    pooled.conv3.register_forward_pre_hook(lambda _, args: blocks[True].append(args[0]))
+    images = torch.randn(2, 3, 32, 32)
+    strided(images), pooled(images)
+    stem = F.relu(pooled.bn_conv1(pooled.conv1(images)))
+    whole = F.relu(pooled.bn_conv2(pooled.conv2(stem)))  # a place for every pixel
+    torch.testing.assert_close(blocks[False][0], whole[:, :, ::2, ::2])
+    torch.testing.assert_close(blocks[True][0], whole.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5)))
 
 
 def test_a_map_classifies_by_the_majority_of_the_images_its_units_win():
