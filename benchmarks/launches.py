@@ -31,8 +31,8 @@ from cifar_dist.training.build import Trainer, build
 from cifar_dist.training.step import train_step
 
 LR = 0.001
-CASES = ("lenet@4", "pandey@64", "resnet20@128", "speednet@200")
-RECIPES = {"lenet": "li2024", "pandey": "pandey2020", "resnet20": "he2016", "speednet": "speed94"}
+CASES = (Case("lenet", 4), Case("pandey", 64), Case("resnet20", 128), Case("speednet", 200))
+RECIPES = {"lenet": "li2024", "pandey": "pandey2020", "resnet20": "he2016", "speednet": "speed94"}  # of others default
 
 
 class Operations(TorchDispatchMode):
@@ -48,11 +48,13 @@ class Operations(TorchDispatchMode):
 def main(argv: Sequence[str]) -> int:
     """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=CASES, metavar="MODEL@BATCH")
+    parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES, metavar="MODEL@BATCH")
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args(argv)
+    if given.steps < 2:
+        parser.error(f"--steps must be 2 or more, half of them counted and half timed; got {given.steps}")
     print("| step | operations, eager | replayed | eager, ms | Python of a replayed step, µs |\n|---|---|---|---|---|")
-    for case in map(Case.parse, given.cases):
+    for case in given.cases:
         print(f"| {case} | " + " | ".join(measure(case, given.steps)) + " |", flush=True)
     return 0
 
@@ -61,7 +63,8 @@ def measure(case: Case, steps: int) -> tuple[str, ...]:
     """Return the cells of a case: operations of an eager and of a replayed step, milliseconds, microseconds."""
     AcceleratorState._reset_state(True)
     with tempfile.TemporaryDirectory() as folder:
-        given = {"model": case.model, "recipe": RECIPES[case.model], "batch_size": case.batch_size, "capture": "on"}
+        given = {"model": case.model, "batch_size": case.batch_size, "capture": "on"}
+        given["recipe"] = RECIPES.get(case.model, "default")
         given |= {"data": "synthetic", "data_dir": folder, "device": "cpu", "threads": 1, "mixed_precision": "no"}
         config = resolve_train_config(given)
         join(config)
