@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", type=Case.parse, default=CASES, metavar="MODEL@BATCH")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args(argv)
     if given.steps < 2:
         parser.error(f"--steps must be 2 or more, half of them counted and half timed; got {given.steps}")

@@ -21,14 +21,23 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "orthogonal": False})
+        self._step_supports_amp_scaling = True  # or a GradScaler would wait for the device to say if there is a step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Do one step; `closure` is not used."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                (self._move_filters if group["orthogonal"] else self._move)(parameters, group)
+        """Do one step, or none where a GradScaler found gradients that aren't finite; `closure` is not used."""
+        moved = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        parameters = [p for _, some in moved for p in some]
+        scale, overflows = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # a GradScaler's, if any
+        if scale is not None:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], scale)
+        changing = [] if overflows is None else [*parameters, *self._momenta(parameters)]
+        before = [tensor.clone() for tensor in changing]
+        for group, some in moved:
+            if some:
+                (self._move_filters if group["orthogonal"] else self._move)(some, group)
+        for tensor, old in zip(changing, before, strict=True):
+            tensor.copy_(tensor.where(overflows == 0, old))
 
     def _move_filters(self, filters: Tensors, group: dict[str, Any]) -> None:
         updates = self._nesterov(filters, [p.grad for p in filters if p.grad is not None], MOMENTUM)
@@ -47,15 +56,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(parameters, updates)
 
     def _nesterov(self, parameters: Tensors, gradients: Tensors, momentum: float) -> Tensors:
-        buffers = []
-        for p in parameters:
-            state = self.state[p]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
+        buffers = self._momenta(parameters)
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         return torch._foreach_add(gradients, buffers, alpha=momentum)
+
+    def _momenta(self, parameters: Tensors) -> Tensors:
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return [self.state[p]["momentum_buffer"] for p in parameters]
 
 
 def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:

@@ -42,9 +42,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         groups = [{"params": parameters, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        # A first step that overflows, as fp16's does, leaves the fused kernel a momentum of whatever was in memory.
-        fused = config.mixed_precision != "fp16"
-        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if config.mixed_precision == "fp16" and config.momentum:
+            # A first step that overflows would leave the fused kernel a momentum of whatever was in memory.
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters})
+        return optimizer
     return {"adam": Adam, "adamw": AdamW}[config.optimizer](groups, lr=config.lr, fused=True)
 
 

@@ -39,8 +39,6 @@ def capture_steps(trainer: Trainer, console: Console) -> None:
 
 def why_not(config: TrainConfig, several: bool) -> str:
     """Return the options with which steps can't be captured; empty where they can."""
-    if config.mixed_precision == "fp16":
-        return "--mixed-precision fp16, which decides from each gradient whether there is a step"
     if several and config.batch_norm == "sync":
         return "--batch-norm sync on several processes, which wait for each other in the middle of a pass"
     if several and config.exact_shards:
@@ -64,6 +62,8 @@ class CapturedSteps:
         self.trainer, self.console = trainer, console
         self.replays: dict[Kind, Replay] = {}
         self.given_up = False
+        if scaler := trainer.state.scaler:
+            scaler.scale(torch.zeros((), device=trainer.device))  # makes its tensors
 
     def __call__(self, step: int, measure_gradient: bool) -> Tensor | None:
         """Do what `eager_step` does. Collective."""
@@ -93,12 +93,15 @@ class CapturedSteps:
             return after
 
         eager, again = (outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
+        weights = trainer.state.model.parameters()
+        if trainer.state.scaler and all(p.equal(new) for p, new in zip(weights, eager, strict=False)):
+            return False  # the gradient overflowed: there was no step to compare with, but the next may be one
         off, replay = 0.0, None
         try:
             replay = Replay(trainer, step, batches, kind)
         except RuntimeError as error:  # something can't be captured
             problem, off = reason(error), math.inf
-            trainer.state.optimizer.zero_grad(set_to_none=True)
+            self.forget_gradients()
         off = self.agreed(off)  # before ranks wait for each other in a replay
         if replay and not off:
             try:
@@ -106,7 +109,7 @@ class CapturedSteps:
             except RuntimeError as error:
                 problem, off = reason(error), math.inf
                 put(before, tensors)
-                trainer.state.optimizer.zero_grad(set_to_none=True)
+                self.forget_gradients()
             off = self.agreed(off)
         if replay and off <= 1:
             self.replays[kind] = replay
@@ -115,6 +118,12 @@ class CapturedSteps:
         said = problem or f"a replay is {off:.2g} times as far off as rounding explains"
         self.console.warn(f"this run's steps can't be captured, so that they are eager, and slower: {said}")
         return False
+
+    def forget_gradients(self) -> None:
+        """Drop what a step that was not finished left."""
+        self.trainer.state.optimizer.zero_grad(set_to_none=True)
+        if scaler := self.trainer.state.scaler:
+            scaler.update(scaler.get_scale())
 
     def agreed(self, off: float) -> float:
         """Return the largest of all ranks' numbers. Collective."""
@@ -196,9 +205,10 @@ class Captured:
 
 
 def changing(trainer: Trainer) -> list[Tensor]:
-    """Return the tensors that steps change, but the moving average, which is never captured."""
+    """Return the tensors that steps change, but the moving average: its one operation would be one for each tensor if captured."""
     state = trainer.state
-    values = (value for own in state.optimizer.state.values() for value in own.values())
+    values = [value for own in state.optimizer.state.values() for value in own.values()]
+    values += vars(state.scaler).values() if state.scaler else []
     held = [value for value in values if isinstance(value, Tensor)]
     return [*(p.detach() for p in state.model.parameters()), *state.model.buffers(), *held, state.sums.on_device]
 

@@ -2,38 +2,60 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.runs import stop_after, torchrun, untimed, words
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cifar_dist.config import TrainConfig
-from cifar_dist.training import captured
+from cifar_dist.runtime import accelerator, launch
+from cifar_dist.training import build, captured
 from cifar_dist.training.captured import farthest, why_not
 
 CASES = {
-    "lenet": ["--model", "lenet", "--lr", "0.02"],
-    "an average": ["--model", "lenet", "--ema-decay", "0.9", "--warmup", "0.2"],
-    "clipped": ["--model", "lenet", "--max-grad-norm", "0.5", "--nesterov"],
-    "adam": ["--model", "lenet", "--optimizer", "adam", "--lr", "0.001"],
-    "adamw, accumulated": ["--model", "lenet", "--optimizer", "adamw", "--lr", "0.001", "--micro-batch-size", "11"],
-    "batch norm, accumulated": ["--model", "zhang", "--micro-batch-size", "13", "--batch-size", "52"],
-    "shards": ["--model", "zhang", "--exact-shards", "3"],
-    "mixed, with dropout": ["--model", "mlp", "--model-options", "dropout=0.3", "--augment", "crop", "cutmix"],
-    "a map": ["--model", "som", "--augment", "flip", "--label-smoothing", "0", "--lr", "0.001"],
-    "muon, two sizes": ["--recipe", "speed94", "--model", "speednet", "--model-options", "width=24"],
-    "bf16": ["--model", "lenet", "--mixed-precision", "bf16"],
+    "lenet": "--model lenet --lr 0.02",
+    "an average": "--model lenet --ema-decay 0.9 --warmup 0.2",
+    "clipped": "--model lenet --max-grad-norm 0.5 --nesterov",
+    "adam": "--model lenet --optimizer adam --lr 0.001",
+    "adamw, accumulated": "--model lenet --optimizer adamw --lr 0.001 --micro-batch-size 11",
+    "batch norm, accumulated": "--model zhang --micro-batch-size 13 --batch-size 52",
+    "shards": "--model zhang --exact-shards 3",
+    "mixed, with dropout": "--model mlp --model-options dropout=0.3 --augment crop cutmix",
+    "a map": "--model som --augment flip --label-smoothing 0 --lr 0.001",
+    "muon, two sizes": "--recipe speed94 --model speednet --model-options width=24",
+    "bf16": "--model lenet --mixed-precision bf16",
+    "fp16": "--model lenet --mixed-precision fp16 --lr 0.02 --max-grad-norm 1 --limit-train 120",
+    "fp16, muon": "--model lenet --mixed-precision fp16 --optimizer muon --lr 0.02 --limit-train 120",
 }
 ONLY_SMALL = ["--log-every", "2", "--val-fraction", "0.1"]
 
 
 def small(case: str) -> list[str]:
-    options = [*CASES[case], *ONLY_SMALL]
+    options = [*CASES[case].split(), *ONLY_SMALL]
     return [*options, "--early-size", "24", "--batch-size", "64"] if "two sizes" in case else options
+
+
+@pytest.fixture(autouse=True)
+def _fp16_on_a_cpu(monkeypatch):
+    """Let --mixed-precision fp16 compute in it here too, with a loss scale that soon overflows, and again each time it grows."""
+
+    def in_fp16(config: TrainConfig) -> Accelerator:
+        if config.mixed_precision != "fp16":
+            return accelerator.accelerate(config)
+        found = accelerator.accelerate(replace(config, mixed_precision="no"))
+        found.state._mixed_precision, found.native_amp = "fp16", True
+        found.scaler = GradScaler("cpu", init_scale=2.0**20, growth_interval=1)
+        return found
+
+    monkeypatch.setattr(build, "accelerate", in_fp16)
+    monkeypatch.setattr(launch, "check_precision", lambda _: None)
 
 
 class Recording(TorchDispatchMode):
@@ -102,6 +124,25 @@ def test_what_is_captured_reads_and_writes_only_what_stays(train, monkeypatch, c
     assert "can't be captured" not in capsys.readouterr().out
 
 
+def test_replays_whose_gradient_overflows_change_the_loss_scale_and_no_weights(train, monkeypatch):
+    whole, seen = captured.Replay.__call__, []
+
+    def look(self: captured.Replay) -> tuple[float, float]:
+        state = self.trainer.state
+        return state.scaler.get_scale(), sum(p.double().sum().item() for p in state.model.parameters())
+
+    def replay(self: captured.Replay, *args: Any) -> Tensor | None:
+        before = look(self)
+        gradient_norm = whole(self, *args)
+        seen.append((before, look(self)))
+        return gradient_norm
+
+    monkeypatch.setattr(captured.Replay, "__call__", replay)
+    assert train(*small("fp16"), "--capture", "on").status == 0
+    assert all((weights == new_weights) == (new < scale) for (scale, weights), (new, new_weights) in seen)
+    assert {new / scale for (scale, _), (new, _) in seen} == {2.0, 0.5}
+
+
 def test_a_resumed_run_of_captured_steps_is_the_whole_one(train, monkeypatch):
     whole = train("--capture", "on", name="whole")
     with monkeypatch.context() as patch:
@@ -113,9 +154,10 @@ def test_a_resumed_run_of_captured_steps_is_the_whole_one(train, monkeypatch):
     assert resumed.weights() == whole.weights()
 
 
+@pytest.mark.parametrize("case", ["lenet", "fp16"])
 @pytest.mark.parametrize("wrong", ["another number", "an error"])
-def test_a_replay_that_is_not_the_eager_step_is_noticed_and_the_run_eager(train, monkeypatch, capsys, wrong):
-    eager = train("--capture", "off", name="eager")
+def test_a_replay_that_is_not_the_eager_step_is_noticed_and_the_run_eager(train, monkeypatch, capsys, wrong, case):
+    eager = train(*small(case), "--capture", "off", name="eager")
     passes = captured.Replay._passes
 
     def wrongly(self: captured.Replay) -> None:
@@ -125,7 +167,7 @@ def test_a_replay_that_is_not_the_eager_step_is_noticed_and_the_run_eager(train,
         next(self.trainer.state.model.parameters()).grad[0] *= 1 + 1e-6
 
     monkeypatch.setattr(captured.Replay, "_passes", wrongly)
-    assert_same(train("--capture", "on"), eager)
+    assert_same(train(*small(case), "--capture", "on"), eager)
     said = capsys.readouterr().out
     assert said.count("steps can't be captured") == 1
     assert ("not permitted when stream" in said) == (wrong == "an error")
@@ -145,7 +187,7 @@ def test_how_far_off_is_counted_in_what_two_eager_steps_differ_by():
 @pytest.mark.parametrize(
     ("options", "several", "problem"),
     [
-        ({"mixed_precision": "fp16"}, False, "fp16"),
+        ({"mixed_precision": "fp16", "optimizer": "muon"}, True, ""),
         ({"batch_norm": "sync"}, True, "--batch-norm sync"),
         ({"gradient_compression": "bf16"}, True, "--gradient-compression"),
         ({"exact_shards": 4}, True, "--exact-shards"),
