@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cifar_dist.console import Console
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED
 from cifar_dist.files import write_atomically
 from cifar_dist.processes import Children
@@ -172,6 +173,15 @@ def add_line(path: Path, **fields: Any) -> None:
 
 
 # What goes into docs/
+
+
+def fail_where_a_run_warns() -> None:
+    """Let runs of this process fail in place of a warning: one whose steps aren't captured, say, is not what is measured."""
+
+    def fail(_: Console, text: str) -> None:
+        raise RuntimeError(text)
+
+    Console.warn = fail  # type: ignore[method-assign]
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

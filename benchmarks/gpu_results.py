@@ -31,6 +31,7 @@ from benchmarks.gpu_jobs import (  # noqa: E402
     commits,
     cores,
     dates,
+    fail_where_a_run_warns,
     hardware,
     percent,
     run_jobs,
@@ -200,6 +201,7 @@ def pace(what: dict[str, Any]) -> list[int]:
     where = {key: what[key] for key in ("data", "data_dir", "device")}
     config = replace(configure("resnet20", batch_size=128, mixed_precision="no", **where), threads=1, capture="on")
     join(config)
+    fail_where_a_run_warns()
     console = Console(speaks=False)
     trainer = build(config, console)
     initialise(trainer)

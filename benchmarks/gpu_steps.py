@@ -26,6 +26,7 @@ from benchmarks.gpu_jobs import (  # noqa: E402
     Records,
     about,
     add_line,
+    fail_where_a_run_warns,
     run_jobs,
     table,
 )
@@ -113,6 +114,7 @@ def measure_all(path: Path, what: dict[str, Any], known: dict[str, float], todo:
     from cifar_dist.training.views import Views
 
     Views._write_page = Views._draw = lambda _: None  # type: ignore[method-assign] # they take longer than what is timed
+    fail_where_a_run_warns()
     for measurement in (Measurement(*words) for words in todo):
         try:
             result = measure(measurement, what, known)
@@ -147,8 +149,9 @@ def bare_step(config: TrainConfig, as_graph: bool) -> Callable[[], None]:
     model = plain_model(config, 10).to(device)
     model.to(memory_format=memory_format(model))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    images = torch.randn(config.batch_size, 3, 32, 32, device=device).contiguous(memory_format=memory_format(model))
-    targets = torch.randint(10, (config.batch_size,), device=device)
+    # Drawn on the CPU: after a capture that failed torch 2.11 draws nothing on a GPU.
+    images = torch.randn(config.batch_size, 3, 32, 32).to(device).contiguous(memory_format=memory_format(model))
+    targets = torch.randint(10, (config.batch_size,)).to(device)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == PRECISION):
@@ -195,8 +198,8 @@ def in_training(config: TrainConfig, kind: str, count: int, out: str) -> dict[st
 
     if kind == "compiled":
         torch._dynamo.reset()
-    count = max(20, count)
-    warm_up = min(WARM_UP, count) if config.device == "gpu" else 5
+    count = max(2 * WARM_UP if config.device == "gpu" else 20, count)
+    warm_up = max(WARM_UP, count // 4) if config.device == "gpu" else 5  # steps between lines, each with a checkpoint
     with tempfile.TemporaryDirectory(dir=out) as folder:
         options = {key: getattr(config, key) for key in ("model", "recipe", "batch_size", "mixed_precision", "device")}
         options |= {"data": config.data, "data_dir": config.data_dir, "output_dir": folder, "threads": 1}

@@ -18,7 +18,7 @@ from cifar_dist.inputs.plan import BatchPlan
 from cifar_dist.models import memory_format
 from cifar_dist.runtime.accelerator import accelerate, choose_precision
 from cifar_dist.runtime.collectives import check_equal, on_all, on_main
-from cifar_dist.runtime.reduction import MeanOverRanks, Reduction, SumOverShards
+from cifar_dist.runtime.reduction import MeanAtOnce, MeanOverRanks, Reduction, SumOverShards
 from cifar_dist.text import listed
 from cifar_dist.training.state import TrainState, build_state
 from cifar_dist.training.weights import load_weights, weights_path
@@ -50,6 +50,8 @@ class Trainer:
         state = self.state
         if self.plan.shards:
             return SumOverShards(state.wrapped, state.model, self.plan, state.statistics, self.rank)
+        if self.config.capture == "on" and self.plan.world_size > 1:
+            return MeanAtOnce(state.wrapped, self.plan, state.statistics, self.rank)
         return MeanOverRanks(state.wrapped, self.accelerator, self.plan, state.statistics)
 
     @property

@@ -4,6 +4,7 @@ Small models spend most of a step launching kernels; a CUDA graph launches them 
 same tensors without a graph, so that all but the capture itself is tested everywhere.
 """
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,7 +19,6 @@ from cifar_dist.inputs.batches import Batch
 from cifar_dist.inputs.labels import Labels
 from cifar_dist.optim.optimizer import lr_from
 from cifar_dist.runtime.collectives import in_a_group, max_across_ranks
-from cifar_dist.runtime.reduction import MeanAtOnce
 from cifar_dist.text import reason
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.step import eager_step, passes, update
@@ -85,29 +85,33 @@ class CapturedSteps:
         tensors = changing(trainer)
         before = [tensor.clone() for tensor in tensors]
 
-        def outcome(do: Callable[[], object]) -> list[Tensor]:
-            do()
+        nothing = torch.zeros((), device=trainer.device)
+
+        def outcome(do: Callable[[], Tensor | None]) -> list[Tensor]:
+            gradient_norm = do()
             sums.settle()
-            after = [tensor.clone() for tensor in tensors]
+            after = [tensor.clone() for tensor in (*tensors, nothing if gradient_norm is None else gradient_norm)]
             put(before, tensors)
             return after
 
         eager, again = (outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
         weights = trainer.state.model.parameters()
-        if trainer.state.scaler and all(p.equal(new) for p, new in zip(weights, eager, strict=False)):
-            return False  # the gradient overflowed: there was no step to compare with, but the next may be one
+        skipped = trainer.state.scaler and all(p.equal(new) for p, new in zip(weights, eager, strict=False))
+        if skipped or not all(tensor.isfinite().all() for tensor in eager):
+            return False  # fp16's gradient overflowed, or the run diverges: this step shows nothing, but the next may
         off, replay = 0.0, None
         try:
             replay = Replay(trainer, step, batches, kind)
         except RuntimeError as error:  # something can't be captured
-            problem, off = reason(error), math.inf
+            problem, off = reason(error.__context__ or error), math.inf
             self.forget_gradients()
         off = self.agreed(off)  # before ranks wait for each other in a replay
         if replay and not off:
             try:
-                off = farthest(outcome(lambda: replay(step, batches)), eager, again, before, SLACK[trainer.device.type])
+                replayed = outcome(lambda: replay(step, batches))
+                off = farthest(replayed, eager, again, [*before, nothing], SLACK[trainer.device.type])
             except RuntimeError as error:
-                problem, off = reason(error), math.inf
+                problem, off = reason(error.__context__ or error), math.inf
                 put(before, tensors)
                 self.forget_gradients()
             off = self.agreed(off)
@@ -136,10 +140,7 @@ class Replay:
     def __init__(self, trainer: Trainer, step: int, batches: Sequence[Batch], kind: Kind) -> None:
         """Captures without doing the step. `batches` are of the same sizes as those to come."""
         self.trainer, self.kind, state = trainer, kind, trainer.state
-        several = trainer.plan.world_size > 1
         self.reduction = trainer.new_reduction()
-        if several:
-            self.reduction = MeanAtOnce(state.model, trainer.plan, state.statistics, trainer.rank)
         self.batches = [clone(batch) for batch in batches]
         on_gpu, device = trainer.device.type == "cuda", trainer.device
         precision = torch.float32 if on_gpu else torch.float64  # a GPU's fused optimizers take float32 alone
@@ -147,7 +148,7 @@ class Replay:
         self.progress = torch.zeros((), dtype=torch.float64, device=device)
         self.step = step  # any of its kind
         self.gradients: list[tuple[Tensor, Tensor]] = []
-        if not several:
+        if trainer.plan.world_size == 1:
             self.parts = [Captured(self._whole, device)]
             return
         first = Captured(self._passes, device)  # ranks meet after it
@@ -194,8 +195,18 @@ class Captured:
         self.function, self.graph = function, None
         if device.type == "cuda":
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.result = function()
+            self.result = self._capture(self.graph)
+
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> Tensor | None:
+        stream = torch.cuda.current_stream()
+        gc.collect()  # to free the graph of an earlier run in this process would end this capture
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                return self.function()
+        finally:
+            gc.enable()
+            torch.cuda.set_stream(stream)  # after an error torch leaves its own
 
     def __call__(self) -> Tensor | None:
         if not self.graph:
@@ -210,7 +221,7 @@ def changing(trainer: Trainer) -> list[Tensor]:
     values = [value for own in state.optimizer.state.values() for value in own.values()]
     values += vars(state.scaler).values() if state.scaler else []
     held = [value for value in values if isinstance(value, Tensor)]
-    return [*(p.detach() for p in state.model.parameters()), *state.model.buffers(), *held, state.sums.on_device]
+    return [*(p.detach() for p in state.model.parameters()), *state.model.buffers(), *held, *state.sums.on_device]
 
 
 @torch.no_grad()
@@ -222,17 +233,17 @@ def put(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
 def farthest(
     found: Sequence[Tensor], eager: Sequence[Tensor], again: Sequence[Tensor], before: Sequence[Tensor], slack: float
 ) -> float:
-    """Return how far the tensor that is farthest off is from `eager`, where 1 is allowed.
+    """Return how far the tensor that is farthest off is from `eager`, all finite, where 1 is allowed.
 
-    That is `slack` of what the step changed in it, and four times as far as two eager steps are from one another. 0 where eager
-    is not finite: then there is nothing to compare.
+    That is four times as far as two eager steps are from one another and, if there is any `slack`, that share of what the step
+    changed in it, and the rounding of a float32.
     """
-    shares = []
+    shares, rounding = [], torch.finfo(torch.float32).eps if slack else 0.0
     for ours, theirs, other, old in zip(found, eager, again, before, strict=True):
         off, noise, change = ((a.double() - theirs.double()).norm() for a in (ours, other, old))
-        shares.append(torch.where(off == 0, 0.0, off / (4 * noise + slack * change)))
-    worst = torch.stack(shares).nan_to_num(nan=math.inf, posinf=math.inf).max().item()
-    return worst if all(tensor.isfinite().all() for tensor in eager) else 0.0
+        allowed = 4 * noise + slack * change + rounding * theirs.double().norm()
+        shares.append(torch.where(off == 0, 0.0, off / allowed))
+    return torch.stack(shares).nan_to_num(nan=math.inf, posinf=math.inf).max().item()
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:

@@ -85,7 +85,9 @@ def build_state(config: TrainConfig, num_classes: int, accelerator: Accelerator)
     if config.compile:
         compile_model(model, accelerator.device, config.data_dir)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, config))
-    wrapped = accelerator.prepare_model(model, evaluation_mode=config.exact_shards is not None)  # then without DDP
+    # DDP would add up gradients otherwise than shards do, and on a stream of its own, which a captured step can't join.
+    without_ddp = config.exact_shards is not None or config.capture == "on"
+    wrapped = accelerator.prepare_model(model, evaluation_mode=without_ddp)
     return TrainState(
         model=model,
         wrapped=wrapped,

@@ -23,9 +23,9 @@ def settle_gradient_buckets(trainer: Trainer) -> None:
     It reorders them after the first pass of every process, and sums in another order round differently: without this
     the first step after a restart would not be bit for bit the step an uninterrupted run takes.
     """
-    if trainer.plan.world_size == 1 or trainer.plan.shards:
-        return
     state = trainer.state
+    if state.wrapped is state.model:
+        return
     state.masks.draw(torch.zeros(0, dtype=torch.int64, device=trainer.device))
     side = trainer.config.side
     with state.statistics.frozen(), eagerly(state.model):

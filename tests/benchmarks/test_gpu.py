@@ -17,6 +17,7 @@ from helpers.runs import ROOT
 
 from benchmarks import gpu, gpu_correctness, gpu_jobs, gpu_results, gpu_speed94, gpu_steps
 from benchmarks.gpu_jobs import Job, Lines, Record, add_line
+from cifar_dist.console import Console
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED
 from cifar_dist.recipes import PUBLISHED
 
@@ -223,8 +224,8 @@ def test_the_bare_step_trains_and_its_speed_is_positive():
 def test_speeds_of_train_py_are_measured_in_this_process_one_by_one(folders, data_dir, tmp_path, monkeypatch):
     from cifar_dist.training.views import Views
 
-    for name in ("_write_page", "_draw"):  # put back afterwards
-        monkeypatch.setattr(Views, name, getattr(Views, name))
+    for owner, name in ((Views, "_write_page"), (Views, "_draw"), (Console, "warn")):  # put back afterwards
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     what = {"data": str(folders), "data_dir": str(data_dir), "device": "cpu", "seconds": 0.01, "out": str(tmp_path)}
     todo = [["lenet@32 no", "eager"], ["nothing@32 no", "captured"], ["lenet@32 no", "captured"]]
     gpu_steps.measure_all(tmp_path / "lines", what, {}, todo)
@@ -232,6 +233,20 @@ def test_speeds_of_train_py_are_measured_in_this_process_one_by_one(folders, dat
     assert first["name"] == "lenet@32 no, eager" and last["name"] == "lenet@32 no, captured"
     assert all(0 < one["result"]["images_per_s"] <= one["result"]["without_pauses"] for one in (first, last))
     assert wrong["name"] == "nothing@32 no, captured" and "UserError" in wrong["error"]
+
+
+def test_a_speed_of_steps_that_are_not_captured_after_all_is_none(folders, data_dir, tmp_path, monkeypatch):
+    from cifar_dist.training import captured
+    from cifar_dist.training.views import Views
+
+    for owner, name in ((Views, "_write_page"), (Views, "_draw"), (Console, "warn")):  # put back afterwards
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr(captured, "farthest", lambda *_: 7.0)
+    what = {"data": str(folders), "data_dir": str(data_dir), "device": "cpu", "seconds": 0.01, "out": str(tmp_path)}
+    gpu_steps.measure_all(tmp_path / "lines", what, {}, [["lenet@32 no", "captured"], ["lenet@32 no", "eager"]])
+    captured_ones, eager = map(json.loads, (tmp_path / "lines").read_text().splitlines())
+    assert "can't be captured" in captured_ones["error"] and "result" not in captured_ones
+    assert eager["result"]["images_per_s"] > 0
 
 
 def test_what_is_cheap_comes_before_what_is_compiled(tmp_path, capsys):

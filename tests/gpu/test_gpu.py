@@ -255,7 +255,8 @@ def test_a_first_step_that_overflows_in_fp16_leaves_nothing_behind(optimizer, de
     [("cpu", "bf16"), *(pytest.param("cuda", p, marks=pytest.mark.gpu) for p in ("bf16", "fp16"))],
 )
 def test_the_loss_falls_in_half_precision(train, device, precision):
-    half, whole = (train("--mixed-precision", p, *ON[device], "--no-test", name=p) for p in (precision, "no"))
+    options = [*ON[device], "--epochs", "5", "--no-test"]  # of which fp16's first steps may be skipped
+    half, whole = (train("--mixed-precision", p, *options, name=p) for p in (precision, "no"))
     losses = [line["loss"] for line in half.metrics("train")]
     assert losses[-1] < 0.9 * losses[0]
     assert losses[-1] == pytest.approx(whole.metrics("train")[-1]["loss"], rel=0.1)
@@ -447,7 +448,7 @@ def no_waiting(device: str) -> Iterator[None]:
     ],
 )
 def test_the_check_for_waiting_finds(wait: Callable[[Tensor], Any], device):
-    x = torch.randn(5, device=device)
+    x = torch.randn(5).to(device)  # drawn there it would fail once a capture has failed, in torch 2.11
     wait(x)
     with pytest.raises(RuntimeError, match=r"waits for the device|synchroniz"), no_waiting(device):
         wait(x)

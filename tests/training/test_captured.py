@@ -1,7 +1,9 @@
 """Captured steps: the same bits as eager ones on a CPU, where nothing is captured, and through a recording, as a graph is one."""
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -155,33 +157,75 @@ def test_a_resumed_run_of_captured_steps_is_the_whole_one(train, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["lenet", "fp16"])
-@pytest.mark.parametrize("wrong", ["another number", "an error"])
+@pytest.mark.parametrize("wrong", ["a gradient", "a count", "the norm", "an error"])
 def test_a_replay_that_is_not_the_eager_step_is_noticed_and_the_run_eager(train, monkeypatch, capsys, wrong, case):
     eager = train(*small(case), "--capture", "off", name="eager")
-    passes = captured.Replay._passes
+    passes, update = captured.Replay._passes, captured.Replay._update
 
-    def wrongly(self: captured.Replay) -> None:
+    def wrong_passes(self: captured.Replay) -> None:
         passes(self)
         if wrong == "an error":
             raise RuntimeError("operation not permitted when stream is capturing")
-        next(self.trainer.state.model.parameters()).grad[0] *= 1 + 1e-6
+        if wrong == "a gradient":
+            next(self.trainer.state.model.parameters()).grad[0] *= 1 + 1e-6
+        self.trainer.state.sums.on_device[1] += wrong == "a count"
 
-    monkeypatch.setattr(captured.Replay, "_passes", wrongly)
+    def wrong_update(self: captured.Replay) -> Tensor | None:
+        gradient_norm = update(self)
+        return gradient_norm if gradient_norm is None or wrong != "the norm" else gradient_norm * (1 + 1e-6)
+
+    monkeypatch.setattr(captured.Replay, "_passes", wrong_passes)
+    monkeypatch.setattr(captured.Replay, "_update", wrong_update)
     assert_same(train(*small(case), "--capture", "on"), eager)
     said = capsys.readouterr().out
     assert said.count("steps can't be captured") == 1
     assert ("not permitted when stream" in said) == (wrong == "an error")
 
 
+def test_a_run_that_diverges_ends_as_the_eager_one_and_is_not_told_off_for_it(train, capsys):
+    ends = []
+    for choice in ("off", "on"):
+        result = train("--lr", "1e20", "--log-every", "3", "--capture", choice, name=choice)
+        ends.append((result.status, capsys.readouterr().err, untimed(result.metrics())))
+    assert ends[0] == ends[1]
+    assert ends[0][0] != 0 and "nan or infinite" in ends[0][1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_is_never_collected_in_and_leaves_stream_and_collector_as_they_were(monkeypatch, fails):
+    """torch's names are replaced: there is no GPU here. A graph that is freed in a capture breaks it; an error leaves its stream."""
+    streams = ["ours"]
+
+    @contextmanager
+    def graph(*_: Any, **__: Any) -> Iterator[None]:
+        streams.append("the capture's")
+        yield
+        streams.pop()  # not after an error, as torch 2.11
+
+    def function() -> Tensor:
+        assert not gc.isenabled() and streams[-1] == "the capture's"
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(())
+
+    for name, value in (("graph", graph), ("CUDAGraph", object), ("current_stream", lambda: streams[-1])):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError, match="not permitted") if fails else nullcontext():
+        captured.Captured(function, torch.device("cuda"))
+    assert gc.isenabled() and streams[-1] == "ours"
+
+
 def test_how_far_off_is_counted_in_what_two_eager_steps_differ_by():
     before, eager, again = ([torch.tensor(values)] for values in ([0.0, 0.0], [1.0, 0.0], [1.0, 0.01]))
     assert farthest(eager, eager, eager, before, slack=0.0) == 0
     assert farthest([torch.tensor([1.0, 0.04])], eager, again, before, slack=0.0) == pytest.approx(1)
-    assert farthest([torch.tensor([1.0, 0.05])], eager, eager, before, slack=0.1) == pytest.approx(0.5)
+    assert farthest([torch.tensor([1.0, 0.05])], eager, eager, before, slack=0.1) == pytest.approx(0.5, rel=1e-5)
     assert farthest([torch.tensor([1.0, 1e-7])], eager, eager, before, slack=0.0) == math.inf
     assert farthest([torch.tensor([1.0, math.nan])], eager, eager, before, slack=0.1) == math.inf
-    diverged = [torch.tensor([math.nan, 0.0])]
-    assert farthest(eager, diverged, diverged, before, slack=0.0) == 0
+    still = [torch.tensor([1.0])]  # what the step changed is less than a float32 can hold
+    assert farthest([still[0] + 2**-23], still, still, still, slack=1e-3) == pytest.approx(1)
+    assert farthest([still[0] + 2**-23], still, still, still, slack=0.0) == math.inf
 
 
 @pytest.mark.parametrize(
