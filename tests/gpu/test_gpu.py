@@ -1,9 +1,6 @@
 """What a GPU may do otherwise than a CPU. Tests of a single device run on both, so that their own logic is tried everywhere."""
 
 import gc
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from helpers.runs import ROOT, stop_after, untimed
+from helpers.runs import Result, stop_after, torchrun, untimed
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -350,21 +347,41 @@ def test_a_process_group_of_one_rank_trains_as_no_group_does(train, folders, dat
     alone = train(*options, *ON[device], name="alone")
     script = tmp_path / "one_rank.py"
     script.write_text(ONE_RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", str(script)]
-    command += [*options, *ON[device], "--data", str(folders), "--data-dir", str(data_dir)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--output-dir", str(tmp_path / "group")],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    where = [*ON[device], "--data", str(folders), "--data-dir", str(data_dir), "--output-dir", str(tmp_path / "group")]
+    done = torchrun(1, [str(script), *options, *where], gpu=device == "cuda")
     assert "wrapped True over" in done.stdout and backend in done.stdout
     assert (tmp_path / "group/model.safetensors").read_bytes() == alone.weights()
+
+
+TWO_RANKS = """
+import sys
+from cifar_dist.cli.train import main
+from cifar_dist.exits import finish
+from cifar_dist.runtime import accelerator
+
+accelerator.check_launch = lambda *_: None  # which allows no more processes than GPUs
+accelerator.meeting_place = lambda timeout: {"backend": "gloo"}  # NCCL refuses two ranks on one GPU
+finish(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("model", ["lenet", "zhang"])
+def test_captured_steps_of_two_ranks_on_one_device_are_those_of_ddp(folders, data_dir, tmp_path, device, model):
+    script, runs = tmp_path / "two_ranks.py", {}
+    script.write_text(TWO_RANKS)
+    where = ["--data", str(folders), "--data-dir", str(data_dir), *ON[device]]
+    options = ["--model", model, "--lr", "0.001", "--deterministic", "--threads", "1", "--batch-size", "32"]
+    options += ["--epochs", "2", "--log-every", "1", "--no-test"]
+    for choice in ("off", "on"):
+        output = ["--output-dir", str(tmp_path / choice), "--capture", choice]
+        done = torchrun(2, [str(script), *where, *options, *output], gpu=device == "cuda")
+        assert "can't be captured" not in done.stdout
+        runs[choice] = Result(done.returncode, tmp_path / choice)
+    for ours, theirs in zip(runs["on"].metrics("train"), runs["off"].metrics("train"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3 if device == "cuda" else 0)
+    assert device == "cuda" or runs["on"].weights() == runs["off"].weights()
 
 
 @pytest.mark.gpu

@@ -61,10 +61,17 @@ def words(usual: dict[str, object], options: Sequence[str]) -> list[str]:
     return [word for flag, value in usual.items() if flag not in given for word in (flag, str(value))] + [*options]
 
 
-def torchrun(world_size: int, command: list[str], *, check: bool = True) -> subprocess.CompletedProcess:
-    """Run a Python script in `world_size` real CPU processes."""
+def torchrun(
+    world_size: int, command: list[str], *, check: bool = True, gpu: bool = False
+) -> subprocess.CompletedProcess:
+    """Run a Python script in `world_size` real processes, on the CPU unless told otherwise."""
     command_line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": str(not gpu).lower(),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     result = subprocess.run(
         [*command_line, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
