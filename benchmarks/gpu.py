@@ -75,7 +75,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--parallel",
         type=positive(int),
-        help="processes at a time, of tests or results (default: half the cores; measured)",
+        help="processes at a time, of tests or results (default: three quarters of the cores; measured)",
     )
     add("--only", nargs="+", default=[""], metavar="WORD", help="what has one of these in its name, of one part")
     add("--seeds", default=3, type=positive(int), help="of results and speed94")

@@ -64,7 +64,7 @@ def correctness(given: argparse.Namespace, record: Record, end: float) -> Ended:
                 if line["outcome"] != "started":
                     record.add(line["test"], {"outcome": line["outcome"]}, seconds=line["seconds"])
 
-    ended = run_jobs(jobs, record, folder, end, given.parallel or max(2, cores() // 2), look)
+    ended = run_jobs(jobs, record, folder, end, given.parallel or max(2, 3 * cores() // 4), look)
     statuses = {test: status_of(test, ran) for test in todo}
     for group, status in zip(groups, ended.statuses.values(), strict=True):
         if status == FAILED:  # the process ended in the middle of a test
