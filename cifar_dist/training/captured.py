@@ -7,7 +7,7 @@ same tensors without a graph, so that all but the capture itself is tested every
 import gc
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from cifar_dist.errors import UserError
 from cifar_dist.inputs.batches import Batch
 from cifar_dist.inputs.labels import Labels
 from cifar_dist.optim.optimizer import lr_from
-from cifar_dist.runtime.collectives import in_a_group, max_across_ranks
-from cifar_dist.text import reason
+from cifar_dist.runtime.collectives import in_a_group, max_across_ranks, on_all
+from cifar_dist.text import reason, size
 from cifar_dist.training.build import Trainer
 from cifar_dist.training.step import eager_step, passes, update
 
+T = TypeVar("T")
 SLACK = {"cpu": 0.0, "cuda": 1e-3}  # of what a step changes; some kernels of a GPU add up in any order
 
 
@@ -62,6 +63,8 @@ class CapturedSteps:
         self.trainer, self.console = trainer, console
         self.replays: dict[Kind, Replay] = {}
         self.given_up = False
+        # One memory for all kinds: no replay reads what another left there.
+        self.pool = torch.cuda.graph_pool_handle() if trainer.device.type == "cuda" else None
         if scaler := trainer.state.scaler:
             scaler.scale(torch.zeros((), device=trainer.device))  # makes its tensors
 
@@ -80,65 +83,101 @@ class CapturedSteps:
 
     def capture(self, kind: Kind, step: int, batches: Sequence[Batch]) -> bool:
         """Capture a step; returns whether a replay does what the eager step does. The state stays as it was. Collective."""
-        trainer, sums, problem = self.trainer, self.trainer.state.sums, ""
-        sums.settle()
-        tensors = changing(trainer)
-        before = [tensor.clone() for tensor in tensors]
-
-        nothing = torch.zeros((), device=trainer.device)
-
-        def outcome(do: Callable[[], Tensor | None]) -> list[Tensor]:
-            gradient_norm = do()
-            sums.settle()
-            after = [tensor.clone() for tensor in (*tensors, nothing if gradient_norm is None else gradient_norm)]
-            put(before, tensors)
-            return after
-
-        eager, again = (outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
-        weights = trainer.state.model.parameters()
-        skipped = trainer.state.scaler and all(p.equal(new) for p, new in zip(weights, eager, strict=False))
-        if skipped or not all(tensor.isfinite().all() for tensor in eager):
-            return False  # fp16's gradient overflowed, or the run diverges: this step shows nothing, but the next may
-        off, replay = 0.0, None
+        trainer, trial, check_memory = self.trainer, Trial(self.trainer), watch_memory(self.trainer.device)
+        eager, again = (trial.outcome(lambda: eager_step(trainer, step, batches, kind.measure)) for _ in range(2))
+        if most(trial.shows_nothing(eager), trainer.device):
+            return False
         try:
-            replay = Replay(trainer, step, batches, kind)
-        except RuntimeError as error:  # something can't be captured
-            problem, off = reason(error.__context__ or error), math.inf
-            self.forget_gradients()
-        off = self.agreed(off)  # before ranks wait for each other in a replay
-        if replay and not off:
-            try:
-                replayed = outcome(lambda: replay(step, batches))
-                off = farthest(replayed, eager, again, [*before, nothing], SLACK[trainer.device.type])
-            except RuntimeError as error:
-                problem, off = reason(error.__context__ or error), math.inf
-                put(before, tensors)
-                self.forget_gradients()
-            off = self.agreed(off)
-        if replay and off <= 1:
-            self.replays[kind] = replay
-            return True
-        self.given_up = True
-        said = problem or f"a replay is {off:.2g} times as far off as rounding explains"
-        self.console.warn(f"this run's steps can't be captured, so that they are eager, and slower: {said}")
-        return False
+            on_all(check_memory)
+            replay = on_all(lambda: attempt(lambda: Replay(trainer, step, batches, kind, self.pool)))
+            replayed = on_all(lambda: attempt(lambda: trial.outcome(lambda: replay(step, batches))))
+            off = farthest(replayed, eager, again, trial.before, SLACK[trainer.device.type])
+            if (off := most(off, trainer.device)) > 1:
+                raise UserError(f"a replay is {off:.2g} times as far off as rounding explains")
+        except UserError as error:
+            self.give_up(str(error))
+            return False
+        self.replays[kind] = replay
+        return True
 
-    def forget_gradients(self) -> None:
-        """Drop what a step that was not finished left."""
+    def give_up(self, problem: str) -> None:
+        """Do all steps eagerly from now on, and say why. Of a step that was not finished nothing is left."""
+        self.given_up = True
+        self.replays.clear()
         self.trainer.state.optimizer.zero_grad(set_to_none=True)
         if scaler := self.trainer.state.scaler:
             scaler.update(scaler.get_scale())
+        self.console.warn(f"this run's steps can't be captured, so that they are eager, and slower: {problem}")
 
-    def agreed(self, off: float) -> float:
-        """Return the largest of all ranks' numbers. Collective."""
-        return max_across_ranks(torch.tensor(off, dtype=torch.float64, device=self.trainer.device)).item()
+
+class Trial:
+    """Steps done from the same state, which afterwards is as it was."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.state, self.tensors = trainer.state, changing(trainer)
+        self.state.sums.settle()
+        no_norm = torch.zeros((), device=trainer.device)
+        self.before = [*(tensor.clone() for tensor in self.tensors), no_norm]
+
+    def outcome(self, step: Callable[[], Tensor | None]) -> list[Tensor]:
+        """Return what a step leaves in the state, and last the gradient's norm (), or 0 if it is none of its kind."""
+        try:
+            gradient_norm = step()
+            self.state.sums.settle()
+            last = self.before[-1] if gradient_norm is None else gradient_norm
+            return [tensor.clone() for tensor in (*self.tensors, last)]
+        finally:
+            put(self.before[:-1], self.tensors)
+
+    def shows_nothing(self, outcome: Sequence[Tensor]) -> bool:
+        """Whether nothing follows from it for others: fp16's gradient overflowed, so that no weight moved, or the run diverges."""
+        weights = self.state.model.parameters()
+        still = self.state.scaler and all(p.equal(new) for p, new in zip(weights, outcome, strict=False))
+        return bool(still) or not all(tensor.isfinite().all() for tensor in outcome)
+
+
+def most(number: float, device: torch.device) -> float:
+    """Return the largest of all ranks' numbers. Collective."""
+    return max_across_ranks(torch.tensor(number, dtype=torch.float64, device=device)).item()
+
+
+def attempt(action: Callable[[], T]) -> T:
+    """Return what `action` does; torch's errors, as for what can't be captured, are `UserError`s."""
+    try:
+        return action()
+    except RuntimeError as error:
+        raise UserError(
+            reason(error.__context__ or error)
+        ) from None  # a capture's own error says only that there was one
+
+
+def watch_memory(device: torch.device) -> Callable[[], None]:
+    """Watch what is done from now on, steps say. Returns what raises `UserError` where a GPU has no room for as much once more.
+
+    A graph keeps its memory to itself, and short batches go on being eager.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+
+    def check() -> None:
+        taken = torch.cuda.max_memory_allocated(device) - before
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept
+        if 2 * taken > free:
+            raise UserError(
+                f"a step takes {size(taken)} of {size(free)} that are free, and its graph would take as much"
+            )
+
+    return check
 
 
 class Replay:
     """One step, over tensors of its own for all that differs between steps of a kind."""
 
-    def __init__(self, trainer: Trainer, step: int, batches: Sequence[Batch], kind: Kind) -> None:
-        """Captures without doing the step. `batches` are of the same sizes as those to come."""
+    def __init__(self, trainer: Trainer, step: int, batches: Sequence[Batch], kind: Kind, pool: Any) -> None:
+        """Captures without doing the step, with `pool` for memory. `batches` are of the same sizes as those to come."""
         self.trainer, self.kind, state = trainer, kind, trainer.state
         self.reduction = trainer.new_reduction()
         self.batches = [clone(batch) for batch in batches]
@@ -149,12 +188,12 @@ class Replay:
         self.step = step  # any of its kind
         self.gradients: list[tuple[Tensor, Tensor]] = []
         if trainer.plan.world_size == 1:
-            self.parts = [Captured(self._whole, device)]
+            self.parts = [Captured(self._whole, device, pool)]
             return
-        first = Captured(self._passes, device)  # ranks meet after it
+        first = Captured(self._passes, device, pool)  # ranks meet after it
         if first.graph:
             self.gradients = [(p, p.grad) for p in state.model.parameters() if p.grad is not None]
-        self.parts = [first, Captured(self._update, device)]
+        self.parts = [first, Captured(self._update, device, pool)]
 
     def __call__(self, step: int, batches: Sequence[Batch]) -> Tensor | None:
         """Do the step; returns the gradient's norm () before clipping, if it is of the kind, until the next replay."""
@@ -191,18 +230,18 @@ class Replay:
 class Captured:
     """What a function does to tensors on a GPU, as a graph; on a CPU the function itself."""
 
-    def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
+    def __init__(self, function: Callable[[], Tensor | None], device: torch.device, pool: Any) -> None:
         self.function, self.graph = function, None
         if device.type == "cuda":
             self.graph = torch.cuda.CUDAGraph()
-            self.result = self._capture(self.graph)
+            self.result = self._capture(self.graph, pool)
 
-    def _capture(self, graph: torch.cuda.CUDAGraph) -> Tensor | None:
+    def _capture(self, graph: torch.cuda.CUDAGraph, pool: Any) -> Tensor | None:
         stream = torch.cuda.current_stream()
         gc.collect()  # to free the graph of an earlier run in this process would end this capture
         gc.disable()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 return self.function()
         finally:
             gc.enable()

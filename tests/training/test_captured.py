@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cifar_dist.config import TrainConfig
+from cifar_dist.errors import UserError
 from cifar_dist.runtime import accelerator, launch
 from cifar_dist.training import build, captured
 from cifar_dist.training.captured import farthest, why_not
@@ -86,7 +87,7 @@ class Recording(TorchDispatchMode):
 class Recorded:
     """In place of `captured.Captured`: does nothing when it is made, and from then on what was recorded, as a CUDA graph."""
 
-    def __init__(self, function: Callable[[], Tensor | None], device: torch.device) -> None:
+    def __init__(self, function: Callable[[], Tensor | None], device: torch.device, pool: Any) -> None:
         self.graph = self.recording = Recording()
         tensors = captured.changing(function.__self__.trainer)  # type: ignore[attr-defined] # a method of `Replay`
         before = [tensor.clone() for tensor in tensors]
@@ -212,8 +213,37 @@ def test_a_capture_is_never_collected_in_and_leaves_stream_and_collector_as_they
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     with pytest.raises(RuntimeError, match="not permitted") if fails else nullcontext():
-        captured.Captured(function, torch.device("cuda"))
+        captured.Captured(function, torch.device("cuda"), pool=None)
     assert gc.isenabled() and streams[-1] == "ours"
+
+
+@pytest.mark.parametrize(("taken", "enough"), [(2_100_000_000, True), (2_101_000_000, False)])
+def test_a_graph_needs_as_much_memory_as_an_eager_step_beside_it(monkeypatch, taken, enough):
+    """Torch's names are replaced: 3 GB are free, 1.2 GB kept of what was freed, and before the steps tensors had 0.5 GB."""
+    held = {"max_memory_allocated": 0.5e9, "memory_allocated": 0.5e9, "memory_reserved": 1.8e9}
+    for name in held:
+        monkeypatch.setattr(torch.cuda, name, lambda _, name=name: held[name])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3e9, 80e9))
+    check = captured.watch_memory(torch.device("cuda"))
+    held |= {"max_memory_allocated": 0.5e9 + taken, "memory_allocated": 0.6e9}
+    if enough:
+        check()
+    else:
+        with pytest.raises(
+            UserError, match=r"takes 2\.1 GB of 4\.2 GB that are free, and its graph would take as much"
+        ):
+            check()
+
+
+def test_steps_whose_graph_has_no_room_are_eager(train, monkeypatch, capsys):
+    def too_little() -> None:
+        raise UserError("no room")
+
+    eager = train("--capture", "off", name="eager")
+    monkeypatch.setattr(captured, "watch_memory", lambda _: too_little)
+    assert_same(train("--capture", "on"), eager)
+    assert capsys.readouterr().out.count("steps can't be captured, so that they are eager, and slower: no room") == 1
 
 
 def test_how_far_off_is_counted_in_what_two_eager_steps_differ_by():
