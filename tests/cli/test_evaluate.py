@@ -17,7 +17,8 @@ from cifar_dist.cli import evaluate
 from cifar_dist.corruptions import corrupt
 from cifar_dist.corruptions.sets import CLASSES
 from cifar_dist.data import load_dataset
-from cifar_dist.training.weights import load_weights, pack_weights
+from cifar_dist.models import build_model
+from cifar_dist.training.weights import ONE_AND_ALL, average_weights, load_weights, pack_weights
 
 
 @pytest.fixture
@@ -121,6 +122,16 @@ def test_an_average_is_what_a_file_of_mean_weights_gives(train, run_eval, tmp_pa
     assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert len(ours["averaged"]) == 3
     assert not (runs[0].folder / "eval-test.json").exists()
+
+
+def test_weights_after_other_numbers_of_steps_have_a_mean():
+    about = dict.fromkeys(ONE_AND_ALL, "the same")
+    several = {str(steps): (build_model("zhang", 4, ["width=1"]), about) for steps in (3, 9)}
+    for steps, (model, _) in several.items():
+        torch.nn.init.constant_(model.bn_skip.running_mean, int(steps))
+        model.bn_skip.num_batches_tracked.fill_(int(steps))
+    mean, said = average_weights(several)
+    assert said is about and mean.bn_skip.running_mean.tolist() == [6.0] * 4
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(train, run_eval, tmp_path, capsys):

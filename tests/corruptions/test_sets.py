@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from cifar_dist.console import Console
 from cifar_dist.corruptions import corrupt
 from cifar_dist.corruptions.sets import CLASSES, check_corruptions, check_files, corrupted_sets, sets_in
 from cifar_dist.data import Split
 from cifar_dist.errors import UserError
+from cifar_dist.training.metrics import EvalResult
+from cifar_dist.training.robustness import measure_corruptions
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -122,3 +125,30 @@ def test_what_the_option_takes(tmp_path):
         with pytest.raises(UserError) as raised:
             check_corruptions(words, split)
         assert message in str(raised.value)
+
+
+def test_the_mean_is_over_corruptions_and_not_over_a_new_test_set_beside_them(tmp_path, capsys):
+    """A model that takes an image's first value for its class: right in fog but at severity 5, wrong in CIFAR-10.1."""
+    labels = write_cifar10_c(tmp_path, ["fog"])
+    images = np.zeros((5, len(labels), 32, 32, 3), np.uint8)
+    images[..., 0, 0, 0] = labels
+    images[4, ..., 0, 0, 0] = 9 - labels
+    np.save(tmp_path / "fog.npy", images.reshape(-1, 32, 32, 3))
+    np.save(tmp_path / "cifar10.1_v6_data.npy", images[4])
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", labels)
+
+    def look_at(split: Split) -> EvalResult:
+        pixels, targets = split.gather(torch.arange(len(split)))
+        return EvalResult.of(torch.eye(10)[pixels[:, 0, 0, 0].long()], targets)
+
+    split = Split(
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), torch.zeros(1).long()
+    )
+    found = measure_corruptions([str(tmp_path)], split, CLASSES, None, CPU, look_at, 0.9, Console(speaks=True))
+    assert [(row["name"], row["accuracy"]) for row in found["sets"]] == [
+        ("cifar10.1_v6", 0.0),
+        *[("fog", 1.0)] * 4,
+        ("fog", 0.0),
+    ]
+    assert found["mean_accuracy"] == pytest.approx(0.8)
+    assert "mean corruption accuracy 80.00 %, -10.00 points from 90.00 %" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cifar_dist.__main__ import main
 from cifar_dist.cli import latency as command
+from cifar_dist.console import Console
 from cifar_dist.inference import latency
 from cifar_dist.inference.latency import Cell, measure, timed
 
@@ -170,3 +171,15 @@ def test_every_size_is_compiled_however_many_there_are(run, tmp_path, monkeypatc
     record = json.loads(output.read_text())
     assert [cell["compiled"] for cell in record["cells"]] == [False] * 10 + [True] * 10
     assert 0 <= record["compiled_differs_by"] < 1e-5
+
+
+def test_how_far_compiled_answers_are_off_is_the_most_of_all_sizes(monkeypatch):
+    off = {1: 0.125, 2: 0.25, 4: 0.0}
+    model = SimpleNamespace(model=None, device=None, side=8, compiled=False)
+    model.probabilities = lambda pixels: np.full((len(pixels), 2), 0.5) - model.compiled * off[len(pixels)]
+    monkeypatch.setattr(command, "compile_model", lambda *_: setattr(model, "compiled", True))
+    monkeypatch.setattr(command, "measure", lambda _, size, seconds, way: Cell(size, way, (seconds,), (seconds,)))
+    options = command.LatencyOptions(batch_sizes=tuple(off), compile=True)
+    found = list(command.measure_all(model, options, "data", Console(speaks=False)))
+    assert [(cell.batch_size, cell.compiled) for cell, _ in found] == [(s, way) for way in (False, True) for s in off]
+    assert [difference for _, difference in found] == [None, None, None, 0.125, 0.25, 0.25]

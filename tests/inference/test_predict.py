@@ -82,9 +82,10 @@ def by_hand(weights: Path, pixels: np.ndarray, temperature: float = 1.0) -> np.n
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_a_run_says_of_its_test_images_what_its_own_test_said(train, folders):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_says_of_its_test_images_what_its_own_test_said(train, folders, precision):
     """Bit for bit the logits that the run kept: eval.py's are the same."""
-    run = train("--steps", "9")
+    run = train("--steps", "9", "--mixed-precision", precision)
     model = load_model(run.folder)
     paths = [path for name in CLASSES for path in sorted((folders / "test" / name).iterdir())]
     with np.load(run.folder / "predictions-test.npz") as kept:
@@ -92,6 +93,7 @@ def test_a_run_says_of_its_test_images_what_its_own_test_said(train, folders):
     torch.set_num_threads(1)
     pixels = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths]).transpose(0, 3, 1, 2).copy())
     assert (model.logits(pixels).numpy() == logits).all()
+    assert (load_model(run.folder, mixed_precision="no").logits(pixels).numpy() == logits).all() == (precision == "no")
     shares = torch.from_numpy(logits).double().softmax(dim=1).numpy()
     for said, row in zip(predict(model, paths, top=4), shares, strict=True):
         assert {guess.label: guess.probability for guess in said.top} == dict(zip(CLASSES, row, strict=True))
@@ -108,6 +110,14 @@ def test_probabilities_are_those_computed_by_hand_over_several_blocks(weights, m
         best = np.argsort(-row)[:3]
         assert [guess.label for guess in prediction.top] == [CLASSES[c] for c in best]
         assert [guess.probability for guess in prediction.top] == pytest.approx(row[best], rel=1e-5)
+
+
+def test_of_equally_probable_classes_the_first_comes_first(weights, monkeypatch):
+    """As a map has them, whose logits are counts of images."""
+    model = load_model(weights)
+    monkeypatch.setattr(model, "probabilities", lambda pixels: np.array([[0.1, 0.4, 0.1, 0.4]] * len(pixels)))
+    (said,) = predict(model, np.zeros((32, 32, 3), np.uint8), top=4)
+    assert [guess.label for guess in said.top] == [CLASSES[c] for c in (1, 3, 0, 2)]
 
 
 def test_folders_are_walked_in_order_and_everything_is_a_json_line(run, pictures, weights):
