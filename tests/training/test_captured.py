@@ -127,6 +127,16 @@ def test_what_is_captured_reads_and_writes_only_what_stays(train, monkeypatch, c
     assert "can't be captured" not in capsys.readouterr().out
 
 
+def test_the_gradient_norm_in_fp16_is_that_without_its_loss_scale(train):
+    options = ["--steps", "3", "--log-every", "1", "--lr", "0.001", "--val-fraction", "0", "--no-test"]
+    exact, scaled = (
+        [line["gradient_norm"] for line in train(*options, "--mixed-precision", kind, name=kind).metrics("train")]
+        for kind in ("no", "fp16")
+    )
+    known = [(norm, other) for norm, other in zip(scaled, exact, strict=True) if norm is not None]
+    assert known and all(norm == pytest.approx(other, rel=0.05) for norm, other in known)
+
+
 def test_replays_whose_gradient_overflows_change_the_loss_scale_and_no_weights(train, monkeypatch):
     whole, seen = captured.Replay.__call__, []
 

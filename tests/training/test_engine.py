@@ -23,7 +23,7 @@ from cifar_dist.inputs.plan import epoch_order
 from cifar_dist.models import build_model
 from cifar_dist.record import checkpoint
 from cifar_dist.runtime import accelerator
-from cifar_dist.training import engine, evaluation
+from cifar_dist.training import engine, evaluation, preemption
 
 NORMS = ["--model", "resnet20", "--limit-train", "64", "--limit-eval", "20", "--epochs", "2"]
 
@@ -434,6 +434,15 @@ def test_on_a_gpu_stopping_and_going_on_changes_no_bit(train, monkeypatch, model
     resumed = train(*options, name="stopped")
     assert resumed.weights() == whole.weights()
     assert untimed(resumed.metrics()) == untimed(whole.metrics())
+
+
+def test_checkpoints_come_due_between_validations(train, monkeypatch):
+    """Each vote finds one due; they are no validations, and change no step."""
+    monkeypatch.setattr(preemption, "VOTE_EVERY_S", 0.0)
+    often = train("--checkpoint-minutes", "0", "--keep-checkpoints", "99", "--epochs", "1", name="often")
+    rarely = train("--epochs", "1", name="rarely")
+    assert checkpoint.saved_steps(often.folder / "checkpoints") == list(range(1, 8))
+    assert untimed(often.metrics()) == untimed(rarely.metrics()) and often.weights() == rarely.weights()
 
 
 def test_the_gradient_norm_is_that_of_the_step_taken(train):

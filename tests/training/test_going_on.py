@@ -188,6 +188,24 @@ def test_a_patience_with_which_the_best_validation_would_have_been_missed_is_ref
     assert refused == (max(shares) > best)
 
 
+def test_a_longer_copys_patience_counts_from_where_it_began(monkeypatch):
+    """Its last validation before is the copied run's; the one after that is the first that it may wait for in vain."""
+    lines = [
+        {"kind": "val", "step": n, "accuracy": share} for n, share in enumerate([0.5, 0.4, 0.4, 0.4, 0.6], start=1)
+    ]
+    monkeypatch.setattr(resume.RunFolder, "read_metrics_until", lambda *_: lines)
+    for begun, least in ((0, 4), (1, 4), (2, 3), (3, 2), (4, 1)):
+        for patience in range(1, 6):
+            config = TrainConfig(epochs=12, patience=patience)
+            recorded = {"further_from": begun}
+            start = resume.StartingPoint(Path("run"), config, recorded=recorded, saved=SimpleNamespace(step=5))
+            if patience >= least:
+                assert resume.other_patience(start, config, {"patience": patience}) == ("patience",)
+            else:
+                with pytest.raises(UserError, match=f"give {least} or more"):
+                    resume.other_patience(start, config, {"patience": patience})
+
+
 def test_patience_needs_validation(train, capsys):
     assert train("--patience", "2", "--val-fraction", "0").status == 2
     assert "--patience 2 looks at validation" in capsys.readouterr().err

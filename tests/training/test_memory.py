@@ -6,7 +6,10 @@ import pytest
 import torch
 from helpers.runs import stop_after, torchrun, untimed
 
+from cifar_dist.config import TrainConfig
+from cifar_dist.console import Console
 from cifar_dist.training import memory
+from cifar_dist.training.build import build
 
 IMAGE = 51_000  # bytes, about, that a pass of lenet keeps of an image
 
@@ -28,6 +31,17 @@ def test_twice_the_memory_holds_twice_the_images(train, monkeypatch):
         run = train("--micro-batch-size", "auto", "--steps", "1", "--batch-size", "200", "--no-test", name=str(free))
         chosen.append(run.json("config.json")["config"]["micro_batch_size"])
     assert chosen[1] == pytest.approx(2 * chosen[0], abs=1)
+
+
+@pytest.mark.parametrize("model", ["lenet", "zhang"])
+def test_what_a_pass_keeps_is_in_proportion_to_its_images_and_nothing_of_the_model(folders, data_dir, model):
+    config = TrainConfig(epochs=1, model=model, data=str(folders), data_dir=str(data_dir), batch_size=32, device="cpu")
+    trainer = build(config, Console(speaks=False))
+    before = {name: tensor.clone() for name, tensor in trainer.state.model.state_dict().items()}
+    kept = [memory.kept_bytes(trainer, 0, range(count)) for count in (4, 8, 16)]
+    assert kept == pytest.approx([kept[0], 2 * kept[0], 4 * kept[0]], abs=100)  # but for a number or two
+    assert all(p.grad is None for p in trainer.state.model.parameters())
+    assert all(tensor.equal(before[name]) for name, tensor in trainer.state.model.state_dict().items())
 
 
 def test_where_all_fits_nothing_is_accumulated(train):
