@@ -7,10 +7,11 @@ from helpers.runs import torchrun
 from safetensors.numpy import load_file, save_file
 
 from cifar_dist.__main__ import main
+from cifar_dist.config import TrainConfig
 from cifar_dist.record import checkpoint
 from cifar_dist.record.folder import RunFolder
 from cifar_dist.record.lines import ConfigRecord
-from cifar_dist.replay.job import done_in_one_way, stretches
+from cifar_dist.replay.job import done_in_one_way, make_job, stretches
 from cifar_dist.replay.states import kept_digests, recorded_digests
 
 
@@ -66,6 +67,7 @@ def test_a_changed_weight_is_found_in_the_file_and_in_a_checkpoint(train, capsys
     assert status == 1
     assert f"checkpoint {first} is what was recorded" in [v["what"] for v in said["verdicts"] if not v["same"]]
     assert f"steps {first} to {2 * first}" in [v["what"] for v in said["verdicts"] if not v["same"]]
+    assert f"steps 0 to {first}" in [v["what"] for v in said["verdicts"] if v["same"]]  # as the record has them
     assert "DIFFERENT" in capsys.readouterr().out
 
 
@@ -109,6 +111,19 @@ def test_data_that_are_gone_are_named(train, capsys):
 def starts(*items: tuple[int, int, int], **config) -> ConfigRecord:
     names = ("from_step", "world_size", "threads_per_process")
     return {"config": config, "starts": [dict(zip(names, item, strict=True)) for item in items]}
+
+
+def test_a_stretch_is_done_in_the_processes_and_threads_of_its_own_start(tmp_path):
+    record = starts((0, 2, 3), (20, 4, 1), **TrainConfig(epochs=1).to_dict())
+    RunFolder(tmp_path).write_config({**record, "dataset": {}})
+    jobs = [make_job(tmp_path, begin, 60) for begin in (0, 19, 20, 40)]
+    assert [(job.world_size, job.config.threads) for job in jobs] == [(2, 3), (2, 3), (4, 1), (4, 1)]
+
+
+def test_steps_of_epochs_that_keep_every_divides_are_kept_and_no_others(train):
+    run = train("--keep-every", "2", "--keep-checkpoints", "1", "--epochs", "5", "--batch-size", "36", "--no-test")
+    best = run.json("summary.json")["best_step"]
+    assert set(checkpoint.saved_steps(run.folder / "checkpoints")) == {2 * 6, 4 * 6, 5 * 6, best}
 
 
 def test_a_stretch_over_two_ways_of_computing_is_left_out():
