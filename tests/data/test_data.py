@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from cifar_dist import data
 from cifar_dist.config import TrainConfig
 from cifar_dist.data import load_dataset, make_splits
 from cifar_dist.data.cifar import OFFICIAL
-from cifar_dist.data.dataset import channel_statistics
+from cifar_dist.data.dataset import channel_statistics, fingerprint
+from cifar_dist.data.splits import stratified
 from cifar_dist.data.synthetic import draw_images
 from cifar_dist.errors import UserError
 
@@ -194,6 +196,27 @@ def test_a_changed_folder_is_decoded_again_and_has_another_fingerprint(folders, 
     assert load_dataset(str(root), tmp_path / "data").fingerprint != before.fingerprint
 
 
+def test_an_image_replaced_by_one_of_as_many_bytes_is_decoded_anew(tmp_path):
+    write_class_folders(tmp_path / "set", train=3, test=2, suffix=".bmp")
+    before = load_dataset(str(tmp_path / "set"), tmp_path / "data")
+    path = tmp_path / "set/train/cat/0001.bmp"
+    size = path.stat().st_size
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
+    assert path.stat().st_size == size
+    after = load_dataset(str(tmp_path / "set"), tmp_path / "data")
+    changed = (after.train.images != before.train.images).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [4] and after.train.images[4, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_bytes():
+    pixels = np.arange(2 * 3 * 4 * 8, dtype=np.uint8).reshape(2, 3, 4, 8)
+    same = [pixels, pixels.copy(), np.asfortranarray(pixels)]
+    other = [pixels.transpose(0, 1, 3, 2), pixels.reshape(2, 3, 8, 4), pixels.view(np.int8), pixels + np.uint8(1)]
+    found = [fingerprint(("a", "b"), [array]) for array in (*same, *other)]
+    assert len(set(found[:3])) == 1
+    assert len({*found, fingerprint(("a", "c"), [pixels])}) == 2 + len(other)
+
+
 def test_an_image_moved_to_another_class_has_its_new_label(tmp_path):
     write_class_folders(tmp_path / "set", train=3, test=2)
     assert (
@@ -285,7 +308,9 @@ def official(request, tmp_path, monkeypatch):
 
 @both
 def test_the_archive_is_downloaded_checked_and_decoded(official, tmp_path):
+    timeout = socket.getdefaulttimeout()
     dataset = load_dataset(official.key, tmp_path / "data")
+    assert socket.getdefaulttimeout() == timeout  # of whatever else this process does
     sizes = {"cifar10": ("CIFAR-10", 100, 10), "cifar100": ("CIFAR-100", 200, 100)}[official.key]
     assert (dataset.name, len(dataset.train), len(dataset.test)) == sizes
     assert not dataset.synthetic
@@ -500,6 +525,22 @@ def test_folds_of_a_pool_leave_the_test_images_out(folders, data_dir):
 def test_splits_smaller_than_the_classes_are_refused(folders, data_dir, options, message):
     with pytest.raises(UserError, match=message):
         splits(load_dataset(str(folders), data_dir), **options)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "taken"),
+    [
+        ([10, 7, 3], 7, [4, 2, 1]),  # 3.5, 2.45, 1.05
+        ([5, 5, 5], 4, [2, 1, 1]),
+        ([1, 1, 8], 5, [1, 0, 4]),  # 0.5, 0.5, 4
+        ([4, 0, 4], 3, [2, 0, 1]),
+    ],
+)
+def test_shares_of_uneven_classes_are_rounded_by_largest_remainder(sizes, count, taken):
+    targets = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    places = stratified(targets, count, seed=3)
+    assert places.tolist() == sorted(set(places.tolist()))
+    assert torch.bincount(targets[places], minlength=len(sizes)).tolist() == taken
 
 
 def test_limits_keep_the_classes_balanced(folders, data_dir):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cifar_dist.__main__ import main
 from cifar_dist.data.synthetic import draw_images
-from cifar_dist.export import formats
+from cifar_dist.export import check, formats
 from cifar_dist.export.check import Images, images_to_check
 from cifar_dist.export.formats import FORMATS, Source
 from cifar_dist.export.write import write_files
@@ -188,6 +188,15 @@ def test_the_card_says_what_the_hub_reads_and_nothing_that_was_not_measured(run,
     assert f"| test | 100 | {100 * test['accuracy']:.2f} % |" in card.text
     assert "python train.py" in card.text and "SYNTHETIC" not in card.text
     assert "| `model.onnx` |" not in card.text and "onnx" not in card.data.tags
+
+
+def test_files_are_checked_on_images_from_the_whole_split(run, folders, data_dir, monkeypatch):
+    """A folder's images are sorted by class: its first ones are all of one."""
+    monkeypatch.setattr(check, "NUM_IMAGES", 4)
+    _, about = load_weights(run / "model.safetensors")
+    paths = [path for name in CLASSES for path in sorted((folders / "test" / name).iterdir())]
+    expected = np.stack([np.asarray(Image.open(paths[place])).transpose(2, 0, 1) for place in (0, 33, 66, 99)])
+    assert (images_to_check(about, data_dir).pixels.numpy() == expected).all()
 
 
 def test_a_checkpoint_goes_into_a_folder_of_its_own_without_the_test_of_other_weights(run):

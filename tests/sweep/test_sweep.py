@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -479,6 +480,13 @@ def test_a_folder_belongs_to_one_list_of_runs_which_may_grow(tmp_path):
         record(study(tmp_path / "a", (1, 2, 4)))
     with pytest.raises(UserError, match=r"run 0 in .*/a has --augment -, not crop flip; use another"):
         record(study(tmp_path / "a", (1, 2, 3), augment=["crop", "flip"]))
+
+
+def test_a_run_that_goes_on_keeps_its_own_number_of_threads(tmp_path):
+    ours = replace(study(tmp_path, (1, 2)), parallel=2)
+    ours.run_folder(0).mkdir()
+    (ours.run_folder(0) / "config.json").write_text("{}")
+    assert ["--threads" in ours.command(index) for index in (0, 1)] == [False, True]
 
 
 def test_tasks_that_start_at_once_agree_on_the_record(tmp_path):

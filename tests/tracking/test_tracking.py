@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -64,15 +65,19 @@ TRAIN_LINES = st.fixed_dictionaries(
     {"kind": st.just("train"), **PLACE, "loss": NUMBERS, "accuracy": SHARES, "lr": NUMBERS}
     | {"gradient_norm": st.none() | NUMBERS, "images_per_second": NUMBERS}
 )
-EVAL_LINES = st.fixed_dictionaries(
-    {"kind": st.sampled_from(["val", "test"]), **PLACE, "accuracy": NUMBERS, "top2_accuracy": NUMBERS, "loss": NUMBERS}
-    | {"num_images": st.just(7), "per_class_accuracy": st.fixed_dictionaries({"cat": SHARES, "dog": SHARES})}
+IMAGES = {"val": 7, "test": 9}
+EVAL_LINES = st.sampled_from(["val", "test"]).flatmap(
+    lambda kind: st.fixed_dictionaries(
+        {"kind": st.just(kind), **PLACE, "accuracy": NUMBERS, "top2_accuracy": NUMBERS, "loss": NUMBERS}
+        | {"num_images": st.just(IMAGES[kind])}
+        | {"per_class_accuracy": st.fixed_dictionaries({"cat": SHARES, "dog": SHARES})}
+    )
 )
 
 
 @given(TRAIN_LINES | EVAL_LINES)
 def test_a_row_says_all_that_its_line_says_zeros_too(line):
-    dataset = {"classes": ["cat", "dog"], "val": 7, "test": 7}
+    dataset = {"classes": ["cat", "dog"], **IMAGES}
     sent = row(line)
     assert to_line(sent, line["kind"], dataset) == line
     assert [to_line(sent, kind, dataset) for kind in KINDS if kind != line["kind"]] == [None, None]
@@ -85,6 +90,24 @@ def test_seeds_and_folds_share_a_group_and_other_options_do_not(train):
     assert group_name({**config, "seed": 5, "fold": 1, "output_dir": "elsewhere", "threads": 7}) == name
     assert group_name({**config, "lr": 0.5}) != name
     assert group_name({**config, "wandb_group": "mine"}) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("there", "sent", "has_final_row"), [(0, [1, 2], False), (1, [2], False), (2, [], False), (3, [], True)]
+)
+def test_a_sender_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch, there, sent, has_final_row):
+    """The row of pictures is one more than the record has lines, and is sent unless that one is there too."""
+    monkeypatch.chdir(tmp_path)
+    line = {"kind": "train", "epoch": 1.0, "samples": 9, "seconds": 1.0, "loss": 0.5}
+    Path("metrics.jsonl").write_text("".join(json.dumps({**line, "step": step}) + "\n" for step in (1, 2)))
+    rows: list[dict] = []
+    ends: list[bool] = []
+    run = SimpleNamespace(log=rows.append)
+    monkeypatch.setattr(follower, "start", lambda *_: (run, there))
+    monkeypatch.setattr(follower, "trainer_is_gone", lambda _: True)
+    monkeypatch.setattr(follower, "finish", lambda *_, has_final_row: ends.append(has_final_row))
+    follower.send(open_link(tmp_path), "offline")
+    assert [row["global_step"] for row in rows] == sent and ends == [has_final_row]
 
 
 # Which mode
