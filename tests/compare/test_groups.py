@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,13 @@ def test_mean_curves_go_as_far_as_all_runs_that_count():
         (2.0, 100.0, 1.0),
         (4.0, 200.0, 0.5),
     ]
+
+
+def test_a_mean_of_which_one_run_says_nothing_is_none():
+    runs = [make_run("a", val=(0.4, 0.6)), make_run("b", val=(0.2, 0.4), seed=1)]
+    runs[1] = replace(runs[1], curve=[runs[1].curve[0]._replace(val_accuracy=None), runs[1].curve[1]])
+    (group,) = compare(runs).groups
+    assert [(point.train_loss, point.val_accuracy) for point in mean_curve(group)] == [(1.0, None), (0.5, 0.5)]
 
 
 def test_long_curves_keep_their_ends():

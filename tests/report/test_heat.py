@@ -51,6 +51,13 @@ def test_a_random_search_whose_values_never_meet_has_no_map():
     assert heat_maps(measured({"lr": [1, 2], "wd": [3]}), ["lr", "wd"]) == []  # nothing differs in the second
 
 
+def test_a_map_is_drawn_from_half_of_its_cells_on():
+    points = [({"lr": i % 2, "wd": i}, 0.5) for i in range(4)]  # 4 of 2 x 4
+    assert len(heat_maps(points, ["lr", "wd"])) == 1
+    points = [({"lr": i % 3, "wd": i}, 0.5) for i in range(4)]  # 4 of 3 x 4
+    assert heat_maps(points, ["lr", "wd"]) == []
+
+
 def test_a_search_over_many_options_has_no_more_maps_than_can_be_looked_at():
     points = measured({name: [0, 1] for name in "abcdefg"})
     assert len(heat_maps(points, "abcdefg")) == MOST_MAPS < 7 * 6 // 2

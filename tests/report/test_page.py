@@ -22,6 +22,7 @@ from cifar_dist.record.reader import read_run
 from cifar_dist.report.gallery import MOST_RIGHT
 from cifar_dist.report.page import MOST_POINTS, charts, write_report
 from cifar_dist.report.provenance import commands
+from cifar_dist.report.results import tiles
 
 
 def logits_of(path: Path, split: str = "val") -> tuple[np.ndarray, np.ndarray]:
@@ -206,6 +207,18 @@ def test_lines_that_are_the_curves_points_are_not_drawn_twice():
         "Training loss by step",
         "Training accuracy by step",
     ]
+
+
+def test_the_tiles_say_the_gap_the_best_validation_and_the_distance_to_the_paper(tmp_path):
+    lines = [train_line(5, 0.5), val_line(10, 0.375), train_line(15, 0.75), {**val_line(20, 0.25), "loss": 9.0}]
+    lines += [{**train_line(30, 0.875), "images_per_second": 700.0}, {**val_line(30, 0.125), "kind": "test"}]
+    make_run(tmp_path / "run", lines=lines)
+    found = {label: (value, note) for label, value, note in tiles(read_run(tmp_path / "run"), 0.5)}
+    assert found["test accuracy"][0] == "12.50 %"
+    assert found["the paper's test accuracy"] == ("50.00 %", "−37.50 points here")
+    assert found["validation accuracy"][0] == "37.50 %" and found["best step"][0] == "10"
+    assert found["generalisation gap"] == ("+50.0 points", "training minus validation accuracy; no over-fitting so far")
+    assert found["training time"][1] == "100 images/s, the median"
 
 
 def test_the_papers_number_and_the_opening_of_the_gap_are_marked():

@@ -89,6 +89,14 @@ def test_a_run_is_tested_with_the_views_it_asks_for_and_validated_without(train,
         assert {key: again[key] for key in tested[name]} == tested[name]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_trains_afterwards_if_it_did_before(training):
+    split = Split(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8).long(), torch.arange(8))
+    model = build_model("zhang").train(training)
+    evaluate(model, split, NORMALIZE, 10, Accelerator(cpu=True))
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_evaluation_tells_how_many_images_it_has_looked_at():
     split, told = (
         Split(torch.zeros(1200, 3, 32, 32, dtype=torch.uint8), torch.zeros(1200).long(), torch.arange(1200)),
