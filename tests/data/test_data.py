@@ -139,7 +139,14 @@ LOSSY = {
         "more than 8 bits a value (mode I;16)",
     ),
     "transparency": (lambda: Image.new("RGBA", (32, 32), (1, 2, 3, 128)), {}, "transparent pixels"),
-    "orientation": (lambda: Image.new("RGB", (32, 32)), {"exif": orientation(6)}, "an EXIF orientation (6)"),
+    **{
+        f"orientation {turn}": (
+            lambda: Image.new("RGB", (32, 32)),
+            {"exif": orientation(turn)},
+            f"an EXIF orientation ({turn})",
+        )
+        for turn in range(2, 9)
+    },
 }
 
 

@@ -18,7 +18,9 @@ from PIL import Image
 
 from cifar_dist import load_model, predict
 from cifar_dist.__main__ import main
+from cifar_dist.cli import predict as command
 from cifar_dist.inference import predictions
+from cifar_dist.inference.predictions import Guess, Prediction
 from cifar_dist.models import build_model
 from cifar_dist.training.weights import pack_weights
 
@@ -273,6 +275,26 @@ def test_the_contact_sheet_shows_the_pixels_that_the_model_saw(run, tmp_path, mo
     for name, message in (("x.jpg", "ends in .png"), ("nowhere/x.png", "there is no folder"), ("", "--sheet is empty")):
         status, _, err = run(tmp_path / "0.png", "--sheet", str(tmp_path / name) if name else "")
         assert status == 2 and message in err
+
+
+@pytest.mark.parametrize(
+    ("most", "said"), [(2, "the first 2 of 3 images, as"), (3, "3 images, as"), (4, "3 images, as")]
+)
+def test_the_contact_sheet_says_how_many_of_the_images_it_shows(weights, tmp_path, monkeypatch, most, said):
+    monkeypatch.setattr(command, "MOST_ON_SHEET", most)
+    written: list[str] = []
+
+    def grid(images, captions, lines):
+        assert len(images) == len(captions) == min(most, 3)
+        written.extend(lines)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("cifar_dist.report.image_grids.grid", grid)
+    sheet = command.Sheet(str(tmp_path / "sheet.png"))
+    for i in range(3):
+        sheet.add(Prediction(f"{i}.png", (Guess("cat", 0.5),)), np.zeros((32, 32, 3), np.uint8))
+    sheet.write(3, load_model(weights))
+    assert written[1].startswith(said)
 
 
 def test_weights_that_are_nan_are_an_error(tmp_path, weights, capsys):

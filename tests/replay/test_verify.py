@@ -129,6 +129,7 @@ def test_steps_of_epochs_that_keep_every_divides_are_kept_and_no_others(train):
 def test_a_stretch_over_two_ways_of_computing_is_left_out():
     record = starts((0, 1, 1), (20, 2, 1), (50, 2, 1))
     assert stretches(record, [0, 10, 20, 40], [10, 30, 60]) == [(0, 10), (20, 30), (40, 60)]
+    assert stretches(record, [0, 10], [10, 20]) == [(0, 10), (10, 20)]  # the other way begins where it ends
     exact = starts((0, 1, 1), (20, 2, 1), (50, 2, 2), exact_shards=8)
     assert stretches(exact, [0, 10, 20, 40], [10, 30, 60]) == [(0, 10), (10, 30), (20, 30)]
     assert not done_in_one_way(exact, 0, 60)

@@ -86,6 +86,12 @@ def test_every_option_has_a_stream_of_its_own():
     assert sum((run["lr"] < 0.5) == (run["momentum"] < 0.5) for run in runs) in range(20, 45)
 
 
+def test_points_are_those_that_earlier_versions_drew():
+    """A search that goes on must list the runs that it began with."""
+    drawn = [unit(0, 1, "lr"), unit(0, 2, "lr"), unit(7, 1, "batch_size")]
+    assert drawn == [0.9551160814013667, 0.6042276952426112, 0.574642736993423]
+
+
 def test_draws_are_even_over_points_and_over_seeds():
     for numbers in ([unit(0, i, "lr") for i in range(DRAWS)], [unit(s, 3, "lr") for s in range(DRAWS)]):
         assert all(0 <= u < 1 for u in numbers)

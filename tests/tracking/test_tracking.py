@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from helpers.runs import ROOT, stop_after
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_dist.errors import UserError
+from cifar_dist.record.predictions import Predictions
+from cifar_dist.record.reader import RunRecord
 from cifar_dist.tracking import follower
 from cifar_dist.tracking.link import group_name, has_key, open_link, read_link, resolve_mode
 from cifar_dist.tracking.process import start_follower
-from cifar_dist.tracking.rows import KINDS, row, to_line
+from cifar_dist.tracking.rows import KINDS, row, sample_table, to_line
 from cifar_dist.training import views
 
 
@@ -108,6 +111,37 @@ def test_a_sender_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch, 
     monkeypatch.setattr(follower, "finish", lambda *_, has_final_row: ends.append(has_final_row))
     follower.send(open_link(tmp_path), "offline")
     assert [row["global_step"] for row in rows] == sent and ends == [has_final_row]
+
+
+@pytest.mark.parametrize(
+    ("status", "ends"),
+    [("finished", [("exit", 0)]), ("interrupted", [("preempting",), ("exit", 1)]), ("failed", [("exit", 1)])],
+)
+def test_a_run_ends_there_as_it_ended_here(status, ends):
+    said: list[tuple] = []
+    run = SimpleNamespace(
+        summary={},
+        mark_preempting=lambda: said.append(("preempting",)),
+        finish=lambda exit_code: said.append(("exit", exit_code)),
+    )
+    record = RunRecord(Path("run"), status, config={"wandb_weights": False}, summary={"status": status, "best_step": 7})
+    follower.finish(run, record, has_final_row=True)
+    assert said == ends
+    assert run.summary == {"status": status, "best_step": 7, "generalisation_gap": None}
+
+
+def test_a_table_of_samples_says_what_they_are_and_both_guesses():
+    logits = np.log([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]]).astype(np.float32)
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    kept = Predictions("test", 7, np.array([1, 0, 1]), logits, np.array([0, 2]), pixels)
+    table = sample_table(["cat", "dog", "ship"], kept)
+    columns = ["true", "predicted", "second guess", "right"]
+    assert [[row[table.columns.index(name)] for name in columns] for row in table.data] == [
+        ["dog", "cat", "dog", False],
+        ["dog", "dog", "ship", True],
+    ]
+    confidences = [row[table.columns.index("confidence")] for row in table.data]
+    assert confidences == pytest.approx([0.5, 0.5], rel=1e-6)
 
 
 # Which mode
