@@ -17,6 +17,7 @@ from cifar_dist.cli import evaluate
 from cifar_dist.corruptions import corrupt
 from cifar_dist.corruptions.sets import CLASSES
 from cifar_dist.data import load_dataset
+from cifar_dist.errors import UserError
 from cifar_dist.models import build_model
 from cifar_dist.training.weights import ONE_AND_ALL, average_weights, load_weights, pack_weights
 
@@ -132,6 +133,14 @@ def test_weights_after_other_numbers_of_steps_have_a_mean():
         model.bn_skip.num_batches_tracked.fill_(int(steps))
     mean, said = average_weights(several)
     assert said is about and mean.bn_skip.running_mean.tolist() == [6.0] * 4
+
+
+@pytest.mark.parametrize("what", ["model", "classes", "mean", "std", "mixed_precision", "fingerprint", "split"])
+def test_weights_that_mean_different_things_have_no_mean(what):
+    about = dict.fromkeys((*ONE_AND_ALL, what), "the same")
+    several = {"a": (build_model("mlp", 4), about), "b": (build_model("mlp", 4), {**about, what: "another"})}
+    with pytest.raises(UserError, match=rf"a and b differ in their {what} \(the same and another\)"):
+        average_weights(several)
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(train, run_eval, tmp_path, capsys):

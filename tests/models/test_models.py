@@ -217,6 +217,17 @@ def test_zhang_pools_the_largest_of_four_places_in_place_of_taking_one_of_four()
     torch.testing.assert_close(blocks[True][0], whole.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5)))
 
 
+def test_zhangs_head_sees_the_mean_of_the_last_blocks_halved_places():
+    model = build_model("zhang", options=("pool=yes",)).eval()
+    seen = {}
+    model.conv4.register_forward_pre_hook(lambda _, args: seen.update(conv4=args[0]))
+    model.fc.register_forward_pre_hook(lambda _, args: seen.update(fc=args[0]))
+    model(torch.randn(2, 3, 32, 32))
+    whole = F.relu(model.bn_conv4(model.conv4(seen["conv4"])))  # (2, 128, 8, 8)
+    expected = whole.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5)).mean(dim=(2, 3))
+    torch.testing.assert_close(seen["fc"], expected)
+
+
 def test_a_map_classifies_by_the_majority_of_the_images_its_units_win():
     model = Som(3, 2, 2, 1.0, 0.5).eval()
     with torch.no_grad():
