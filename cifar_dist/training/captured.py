@@ -145,10 +145,8 @@ def attempt(action: Callable[[], T]) -> T:
     """Return what `action` does; torch's errors, as for what can't be captured, are `UserError`s."""
     try:
         return action()
-    except RuntimeError as error:
-        raise UserError(
-            reason(error.__context__ or error)
-        ) from None  # a capture's own error says only that there was one
+    except RuntimeError as error:  # of a capture it says only that there was another one
+        raise UserError(reason(error.__context__ or error)) from None
 
 
 def watch_memory(device: torch.device) -> Callable[[], None]:
