@@ -172,9 +172,6 @@ def add_line(path: Path, **fields: Any) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-# What goes into docs/
-
-
 def fail_where_a_run_warns() -> None:
     """Let runs of this process fail in place of a warning: one whose steps aren't captured, say, is not what is measured."""
 
@@ -182,6 +179,9 @@ def fail_where_a_run_warns() -> None:
         raise RuntimeError(text)
 
     Console.warn = fail  # type: ignore[method-assign]
+
+
+# What goes into docs/
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

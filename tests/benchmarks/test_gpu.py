@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from benchmarks.gpu_jobs import Job, Lines, Record, add_line
 from cifar_dist.console import Console
 from cifar_dist.exits import FAILED, FINISHED, INTERRUPTED
 from cifar_dist.recipes import PUBLISHED
+from cifar_dist.training import captured
+from cifar_dist.training.views import Views
 
 
 def given_for(out: Path, **options: Any) -> argparse.Namespace:
@@ -221,31 +224,31 @@ def test_the_bare_step_trains_and_its_speed_is_positive():
         assert gpu_steps.images_per_s(gpu_steps.bare_step(config, as_graph), config, 0.05) > 0
 
 
-def test_speeds_of_train_py_are_measured_in_this_process_one_by_one(folders, data_dir, tmp_path, monkeypatch):
-    from cifar_dist.training.views import Views
-
+@pytest.fixture
+def measured(folders, data_dir, tmp_path, monkeypatch) -> Callable[..., list[dict[str, Any]]]:
+    """Measure, in this process, and return the lines that say so."""
     for owner, name in ((Views, "_write_page"), (Views, "_draw"), (Console, "warn")):  # put back afterwards
         monkeypatch.setattr(owner, name, getattr(owner, name))
     what = {"data": str(folders), "data_dir": str(data_dir), "device": "cpu", "seconds": 0.01, "out": str(tmp_path)}
-    todo = [["lenet@32 no", "eager"], ["nothing@32 no", "captured"], ["lenet@32 no", "captured"]]
-    gpu_steps.measure_all(tmp_path / "lines", what, {}, todo)
-    first, wrong, last = map(json.loads, (tmp_path / "lines").read_text().splitlines())
+
+    def run(*todo: list[str]) -> list[dict[str, Any]]:
+        gpu_steps.measure_all(tmp_path / "lines", what, {}, [*todo])
+        return [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()]
+
+    return run
+
+
+def test_speeds_of_train_py_are_measured_in_this_process_one_by_one(measured):
+    first, wrong, last = measured(["lenet@32 no", "eager"], ["nothing@32 no", "captured"], ["lenet@32 no", "captured"])
     assert first["name"] == "lenet@32 no, eager" and last["name"] == "lenet@32 no, captured"
     assert all(0 < one["result"]["images_per_s"] <= one["result"]["without_pauses"] for one in (first, last))
     assert wrong["name"] == "nothing@32 no, captured" and "UserError" in wrong["error"]
 
 
-def test_a_speed_of_steps_that_are_not_captured_after_all_is_none(folders, data_dir, tmp_path, monkeypatch):
-    from cifar_dist.training import captured
-    from cifar_dist.training.views import Views
-
-    for owner, name in ((Views, "_write_page"), (Views, "_draw"), (Console, "warn")):  # put back afterwards
-        monkeypatch.setattr(owner, name, getattr(owner, name))
+def test_a_speed_of_steps_that_are_not_captured_after_all_is_none(measured, monkeypatch):
     monkeypatch.setattr(captured, "farthest", lambda *_: 7.0)
-    what = {"data": str(folders), "data_dir": str(data_dir), "device": "cpu", "seconds": 0.01, "out": str(tmp_path)}
-    gpu_steps.measure_all(tmp_path / "lines", what, {}, [["lenet@32 no", "captured"], ["lenet@32 no", "eager"]])
-    captured_ones, eager = map(json.loads, (tmp_path / "lines").read_text().splitlines())
-    assert "can't be captured" in captured_ones["error"] and "result" not in captured_ones
+    failed, eager = measured(["lenet@32 no", "captured"], ["lenet@32 no", "eager"])
+    assert "can't be captured" in failed["error"] and "result" not in failed
     assert eager["result"]["images_per_s"] > 0
 
 

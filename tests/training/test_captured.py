@@ -260,7 +260,9 @@ def test_how_far_off_is_counted_in_what_two_eager_steps_differ_by():
     before, eager, again = ([torch.tensor(values)] for values in ([0.0, 0.0], [1.0, 0.0], [1.0, 0.01]))
     assert farthest(eager, eager, eager, before, slack=0.0) == 0
     assert farthest([torch.tensor([1.0, 0.04])], eager, again, before, slack=0.0) == pytest.approx(1)
-    assert farthest([torch.tensor([1.0, 0.05])], eager, eager, before, slack=0.1) == pytest.approx(0.5, rel=1e-5)
+    assert farthest([torch.tensor([1.0, 0.05])], eager, eager, before, slack=0.1) == pytest.approx(
+        0.05 / (0.1 + 2**-23)
+    )
     assert farthest([torch.tensor([1.0, 1e-7])], eager, eager, before, slack=0.0) == math.inf
     assert farthest([torch.tensor([1.0, math.nan])], eager, eager, before, slack=0.1) == math.inf
     still = [torch.tensor([1.0])]  # what the step changed is less than a float32 can hold
